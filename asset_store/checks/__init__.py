@@ -1,0 +1,23 @@
+"""Automatic tests of a new picture, before a person looks at it."""
+
+from asset_store.checks.picture import (
+    POLICY_VERSION,
+    CheckPolicy,
+    check_blank,
+    check_decodes,
+    check_duplicate,
+    check_identity,
+    check_palette,
+    perceptual_hash,
+)
+
+__all__ = [
+    "POLICY_VERSION",
+    "CheckPolicy",
+    "check_blank",
+    "check_decodes",
+    "check_duplicate",
+    "check_identity",
+    "check_palette",
+    "perceptual_hash",
+]

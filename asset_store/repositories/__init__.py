@@ -1,0 +1,1 @@
+"""Questions and changes in the domain's words; none of them commits."""

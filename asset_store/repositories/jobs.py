@@ -1,0 +1,188 @@
+"""The job table is the queue: submit, claim, heartbeat, complete, fail, reap.
+
+A worker holds a session advisory lock on its own number for as long as its connection lives, and a lease
+on each job it claimed. A worker that died frees its lock at once; one cut off by a partition loses its lease.
+Completing is fenced by the attempt number, so a worker that was given up for lost cannot finish twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from asset_store.tables import Job, JobState
+
+CHANNEL = "onmodel_jobs"
+LOCK_SPACE = 0x0A0DE1  # advisory locks of workers live in this space of (int4, int4) keys
+MAX_ATTEMPTS = 4
+BACKOFF_S = (1, 5, 30)
+
+
+@dataclass(frozen=True)
+class NewJob:
+    key: str
+    batch_key: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ClaimedJob:
+    """A job in a worker's hands; `attempt` is the fence that completing it must show."""
+
+    key: str
+    batch_key: str
+    attempt: int
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MadePicture:
+    """What completing a job records of the picture; its blob is stored before."""
+
+    sha256: str
+    pixel_sha256: str
+    perceptual_hash: str
+    width_px: int
+    height_px: int
+    run: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def submit(session: Session, jobs: Sequence[NewJob]) -> int:
+    """Queue the jobs that do not exist yet and return how many; a set-aside or cancelled one is queued again."""
+    if not jobs:
+        return 0
+    rows = [{"key": j.key, "batch_key": j.batch_key, "recipe": j.recipe, "state": JobState.QUEUED} for j in jobs]
+    new = session.scalars(insert(Job).values(rows).on_conflict_do_nothing().returning(Job.key)).all()
+    revived = session.scalars(
+        update(Job)
+        .where(Job.key.in_([j.key for j in jobs]), Job.state.in_([JobState.FAILED, JobState.CANCELLED]))
+        .values(state=JobState.QUEUED, attempt=0, not_before=func.now(), finished_at=None)
+        .returning(Job.key)
+    ).all()
+    session.execute(text(f"NOTIFY {CHANNEL}"))
+    return len(new) + len(revived)
+
+
+_CLAIM = text(
+    """
+    WITH first AS (
+        SELECT batch_key FROM jobs
+        WHERE state = 'queued' AND not_before <= clock_timestamp()
+        ORDER BY (batch_key = :warm) DESC, seq LIMIT 1
+    ), chosen AS (
+        SELECT key FROM jobs
+        WHERE state = 'queued' AND not_before <= clock_timestamp() AND batch_key = (SELECT batch_key FROM first)
+        ORDER BY seq LIMIT :size FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET state = 'running', attempt = attempt + 1, claimed_by = :worker,
+                    lease_until = clock_timestamp() + make_interval(secs => :lease_s)
+    WHERE key IN (SELECT key FROM chosen)
+    RETURNING key, batch_key, attempt, recipe, seq
+    """
+)
+
+
+def claim(session: Session, *, worker: int, size: int, warm: str = "", lease_s: float = 60.0) -> list[ClaimedJob]:
+    """Take up to `size` queued jobs of one batch key, the warm one first. Empty when there is no work."""
+    rows = session.execute(_CLAIM, {"warm": warm, "size": size, "worker": worker, "lease_s": lease_s}).all()
+    return [ClaimedJob(r.key, r.batch_key, r.attempt, r.recipe) for r in sorted(rows, key=lambda r: r.seq)]
+
+
+def extend_lease(session: Session, *, worker: int, lease_s: float = 60.0) -> None:
+    """The heartbeat of a worker that is at work."""
+    session.execute(
+        update(Job)
+        .where(Job.claimed_by == worker, Job.state == JobState.RUNNING)
+        .values(lease_until=func.clock_timestamp() + timedelta(seconds=lease_s))
+    )
+
+
+def complete(session: Session, job: ClaimedJob, picture: MadePicture) -> bool:
+    """Finish a job; False when another worker has taken it since, whose picture then counts."""
+    done = session.execute(
+        update(Job)
+        .where(Job.key == job.key, Job.attempt == job.attempt, Job.state == JobState.RUNNING)
+        .values(
+            state=JobState.SUCCEEDED,
+            picture_sha256=picture.sha256,
+            picture=picture.as_json(),
+            finished_at=func.now(),
+            claimed_by=None,
+            lease_until=None,
+        )
+        .returning(Job.key)
+    ).all()
+    return bool(done)
+
+
+def fail(session: Session, job: ClaimedJob, message: str, *, final: bool = False) -> JobState:
+    """Record a failed attempt: the job backs off, or is set aside after the last attempt."""
+    row = session.get(Job, job.key, with_for_update=True)
+    if row is None or row.attempt != job.attempt or row.state is not JobState.RUNNING:
+        return row.state if row is not None else JobState.CANCELLED
+    row.evidence = [*row.evidence, {"attempt": job.attempt, "message": message[:2000]}]
+    row.claimed_by = row.lease_until = None
+    if final or job.attempt >= MAX_ATTEMPTS:
+        row.state, row.finished_at = JobState.FAILED, session.scalar(select(func.now()))
+    else:
+        row.state = JobState.QUEUED
+        pause = BACKOFF_S[min(job.attempt - 1, len(BACKOFF_S) - 1)]
+        now: datetime = session.scalars(select(func.clock_timestamp())).one()
+        row.not_before = now + timedelta(seconds=pause)
+    session.flush()
+    return row.state
+
+
+def cancel(session: Session, job: ClaimedJob, message: str) -> None:
+    """Block a job that may not be made (a right it needs is gone), with the reason."""
+    row = session.get(Job, job.key, with_for_update=True)
+    if row is not None and row.attempt == job.attempt and row.state is JobState.RUNNING:
+        row.state, row.claimed_by, row.lease_until = JobState.CANCELLED, None, None
+        row.evidence = [*row.evidence, {"attempt": job.attempt, "message": message}]
+        session.flush()
+
+
+_REAP = text(
+    """
+    WITH lost AS (
+        SELECT key FROM jobs
+        WHERE state = 'running' AND (
+            lease_until < clock_timestamp()
+            OR (claimed_by <> :me AND claimed_by NOT IN (
+                SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND classid = :space
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            ))
+        ) FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET state = 'queued', claimed_by = NULL, lease_until = NULL WHERE key IN (SELECT key FROM lost)
+    RETURNING key
+    """
+)
+
+
+def reap(session: Session, *, me: int = 0) -> int:
+    """Queue the jobs of lost workers again and return how many: their lock is free or their lease is over."""
+    lost = session.execute(_REAP, {"me": me, "space": LOCK_SPACE}).all()
+    if lost:
+        session.execute(text(f"NOTIFY {CHANNEL}"))
+    return len(lost)
+
+
+def states(session: Session, keys: Sequence[str]) -> dict[JobState, int]:
+    """How many of `keys` are in which state."""
+    rows = session.execute(select(Job.state, func.count()).where(Job.key.in_(keys)).group_by(Job.state)).all()
+    return {state: count for state, count in rows}
+
+
+def queued(session: Session) -> int:
+    """The depth of the queue."""
+    return session.scalars(select(func.count()).where(Job.state == JobState.QUEUED)).one()

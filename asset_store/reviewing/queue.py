@@ -1,0 +1,122 @@
+"""What waits for a person, the doubtful first, and finding one asset by the start of its id."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, case, func, literal, select, tuple_
+from sqlalchemy.orm import Session, selectinload
+
+from asset_store.errors import Ambiguous, NotFound
+from asset_store.reviewing.decide import DEFAULT_STAGES
+from asset_store.reviewing.states import ReviewState
+from asset_store.tables import Asset, AssetVersion, Brand, Campaign, Check, CheckOutcome
+
+SHORTEST_PREFIX = 4
+CANDIDATES_SHOWN = 10
+DOUBT = {CheckOutcome.FAIL: 0, CheckOutcome.NOT_RUN: 1, CheckOutcome.WARN: 2, CheckOutcome.PASS: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Assets in review; give `next_after` as `after` for those that follow, None at the end."""
+
+    assets: tuple[Asset, ...]
+    next_after: str | None
+
+
+def in_review(
+    session: Session,
+    brand: str | None = None,
+    campaign: str | None = None,
+    stage: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> Page:
+    """Assets in review, by brand name, campaign name or id, and stage.
+
+    Ordered by the worst check of the current version (failed, not run, warned, passed), then the longest waiting.
+    """
+    doubt = _doubt()
+    order = tuple_(doubt, Asset.made_at, Asset.id)
+    question = (
+        select(Asset, doubt)
+        .join(Campaign, Campaign.id == Asset.campaign_id)
+        .join(Brand, Brand.id == Campaign.brand_id)
+        .where(Asset.review == ReviewState.IN_REVIEW)
+        .options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
+        .order_by(doubt, Asset.made_at, Asset.id)
+        .limit(limit + 1)
+    )
+    if brand is not None:
+        question = question.where(Brand.name == brand)
+    if campaign is not None:
+        id_ = _uuid(campaign)
+        question = question.where(Campaign.name == campaign if id_ is None else Campaign.id == id_)
+    if stage is not None:
+        named = func.jsonb_array_element_text(Campaign.stages, Asset.stage)
+        question = question.where(func.coalesce(named, DEFAULT_STAGES[0]) == stage)
+    if after is not None:
+        question = question.where(order > tuple_(*map(literal, _read(after))))
+    rows = session.execute(question).all()
+    page = rows[:limit]
+    more = len(rows) > limit
+    return Page(tuple(row[0] for row in page), _mark(page[-1][1], page[-1][0]) if more and page else None)
+
+
+def find_asset(session: Session, id_or_prefix: str) -> Asset:
+    """The one asset whose id begins so (4 hex digits or more, dashes free). NotFound, or Ambiguous with candidates."""
+    digits = id_or_prefix.strip().lower().replace("-", "")
+    if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
+        raise NotFound("asset", id_or_prefix)
+    if len(digits) < SHORTEST_PREFIX:
+        raise NotFound("asset", id_or_prefix, f"Give at least {SHORTEST_PREFIX} letters of the id.")
+    first, last = uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+    found = session.scalars(
+        select(Asset).where(Asset.id.between(first, last)).order_by(Asset.id).limit(CANDIDATES_SHOWN)
+    ).all()
+    if not found:
+        raise NotFound("asset", id_or_prefix)
+    if len(found) > 1:
+        raise Ambiguous("asset", id_or_prefix, [str(asset.id) for asset in found])
+    return found[0]
+
+
+def _doubt() -> ColumnElement[int]:
+    """The rank of the worst check of an asset's current version; 1, as for a check not run, where it has none."""
+    newest = (
+        select(func.max(AssetVersion.number))
+        .where(AssetVersion.asset_id == Asset.id)
+        .correlate(Asset)
+        .scalar_subquery()
+    )
+    worst = (
+        select(func.min(case(DOUBT, value=Check.outcome)))
+        .join(AssetVersion, AssetVersion.id == Check.version_id)
+        .where(AssetVersion.asset_id == Asset.id, AssetVersion.number == newest)
+        .correlate(Asset)
+        .scalar_subquery()
+    )
+    return func.coalesce(worst, DOUBT[CheckOutcome.NOT_RUN])
+
+
+def _mark(doubt: int, asset: Asset) -> str:
+    return f"{doubt}|{asset.made_at.isoformat()}|{asset.id}"
+
+
+def _read(mark: str) -> tuple[int, datetime, uuid.UUID]:
+    try:
+        doubt, made_at, id_ = mark.split("|")
+        return int(doubt), datetime.fromisoformat(made_at), uuid.UUID(id_)
+    except ValueError:
+        raise NotFound("page of the review queue at", mark, "Begin at the first page.") from None
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None

@@ -1,0 +1,158 @@
+"""What was made, what was found and said of it, and where it went. All but `Asset` is append-only."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Identity, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from asset_store.reviewing.states import Availability, ReviewState
+from asset_store.tables.base import Base, Id, Made, Sha256, text_enum
+from asset_store.tables.work import Campaign
+
+
+class CheckOutcome(enum.StrEnum):
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+    NOT_RUN = "not run"
+
+
+class Verdict(enum.StrEnum):
+    APPROVE = "approve"
+    REQUEST_CHANGES = "request changes"
+    REJECT = "reject"
+    WAIVE = "waive"  # of failed checks, by a brand lead
+    REOPEN = "reopen"  # supersedes the decisions before it on the same version
+
+
+class Asset(Base):
+    """A picture that a campaign asked for: a stack of versions, its place in review, its availability."""
+
+    __tablename__ = "assets"
+    __table_args__ = (UniqueConstraint("campaign_id", "shot", "variant"),)
+    id: Mapped[Id]
+    campaign_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("campaigns.id"))
+    shot: Mapped[str]
+    variant: Mapped[int]
+    job_key: Mapped[Sha256] = mapped_column(ForeignKey("jobs.key"), index=True)
+    review: Mapped[ReviewState] = mapped_column(text_enum(ReviewState), default=ReviewState.DRAFT)
+    stage: Mapped[int] = mapped_column(default=0)  # index into the campaign's stages
+    availability: Mapped[Availability] = mapped_column(text_enum(Availability), default=Availability.UNRELEASED)
+    row_version: Mapped[int] = mapped_column(default=1)
+    made_at: Mapped[Made]
+    campaign: Mapped[Campaign] = relationship(lazy="joined")
+    versions: Mapped[list[AssetVersion]] = relationship(order_by="AssetVersion.number", back_populates="asset")
+
+    __mapper_args__ = {"version_id_col": row_version}
+
+    @property
+    def current(self) -> AssetVersion | None:
+        return self.versions[-1] if self.versions else None
+
+
+class AssetVersion(Base):
+    """One immutable picture."""
+
+    __tablename__ = "asset_versions"
+    __table_args__ = (UniqueConstraint("asset_id", "number"), UniqueConstraint("asset_id", "job_key"))
+    id: Mapped[Id]
+    asset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("assets.id"))
+    number: Mapped[int]
+    parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("asset_versions.id"))
+    job_key: Mapped[Sha256] = mapped_column(ForeignKey("jobs.key"))
+    sha256: Mapped[Sha256] = mapped_column(index=True)
+    pixel_sha256: Mapped[Sha256]
+    perceptual_hash: Mapped[str] = mapped_column(index=True)
+    width_px: Mapped[int]
+    height_px: Mapped[int]
+    made_at: Mapped[Made]
+    asset: Mapped[Asset] = relationship(back_populates="versions")
+    checks: Mapped[list[Check]] = relationship(order_by="Check.seq")
+    decisions: Mapped[list[Decision]] = relationship(order_by="Decision.seq")
+
+
+class LineageRecord(Base):
+    """Where a version came from: canonical JSON, each record hashing the one before."""
+
+    __tablename__ = "lineage_records"
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("asset_versions.id"), unique=True)
+    record: Mapped[dict[str, Any]]
+    previous_sha256: Mapped[Sha256]
+    sha256: Mapped[Sha256] = mapped_column(unique=True)
+    made_at: Mapped[Made]
+
+
+class Descent(Base):
+    """Which references a version descends from: the index that a recall follows."""
+
+    __tablename__ = "descents"
+    version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("asset_versions.id"), primary_key=True)
+    reference_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("library_references.id"), primary_key=True, index=True)
+
+
+class Check(Base):
+    """What an automatic test found of a version."""
+
+    __tablename__ = "checks"
+    __table_args__ = (UniqueConstraint("version_id", "name", "policy_version"),)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("asset_versions.id"))
+    name: Mapped[str]
+    outcome: Mapped[CheckOutcome] = mapped_column(text_enum(CheckOutcome))
+    value: Mapped[float | None]
+    threshold: Mapped[float | None]
+    message: Mapped[str]
+    policy_version: Mapped[str]
+    made_at: Mapped[Made]
+
+
+class Decision(Base):
+    """What a person said of a version at a stage, and which bytes they saw."""
+
+    __tablename__ = "decisions"
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("asset_versions.id"), index=True)
+    stage: Mapped[str]
+    verdict: Mapped[Verdict] = mapped_column(text_enum(Verdict))
+    by: Mapped[str]
+    reason: Mapped[str]
+    seen_sha256: Mapped[Sha256]
+    made_at: Mapped[Made]
+
+
+class Delivery(Base):
+    """A rendition of an approved version, sent to a channel."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (UniqueConstraint("version_id", "channel", "address"),)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("asset_versions.id"))
+    channel: Mapped[str]
+    address: Mapped[str]
+    rendition: Mapped[str]
+    sha256: Mapped[Sha256]
+    by: Mapped[str]
+    made_at: Mapped[Made]
+
+
+class AuditRow(Base):
+    """Who did what to what, beside the change itself; names are copied by value, rows are chained by hash."""
+
+    __tablename__ = "audit"
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[dict[str, Any]]
+    previous_sha256: Mapped[Sha256]
+    sha256: Mapped[Sha256] = mapped_column(unique=True)
+
+
+APPEND_ONLY = ("asset_versions", "lineage_records", "descents", "checks", "decisions", "deliveries", "audit")

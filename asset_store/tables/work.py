@@ -1,0 +1,63 @@
+"""What is to be made: campaigns and the job table, which is the queue."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from asset_store.tables.base import Base, Id, Made, Sha256, text_enum
+from asset_store.tables.library import Brand
+
+
+class JobState(enum.StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # set aside after the last attempt, with its evidence
+    CANCELLED = "cancelled"  # blocked: a right it needs is gone
+
+
+class Campaign(Base):
+    """One brief; the same brief again is the same campaign."""
+
+    __tablename__ = "campaigns"
+    __table_args__ = (UniqueConstraint("name", "brief_sha256"),)
+    id: Mapped[Id]
+    name: Mapped[str]
+    brand_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("brands.id"))
+    brief: Mapped[dict[str, Any]]
+    brief_sha256: Mapped[Sha256]
+    stages: Mapped[list[Any]]
+    requested_by: Mapped[str]
+    trigger: Mapped[str]
+    made_at: Mapped[Made]
+    brand: Mapped[Brand] = relationship(lazy="joined")
+
+
+class Job(Base):
+    """One recipe to be made, once; `key` is the sha256 of its canonical JSON."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_claim", "batch_key", "seq", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_running", "claimed_by", postgresql_where=text("state = 'running'")),
+    )
+    key: Mapped[Sha256] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(), unique=True)
+    batch_key: Mapped[str]
+    recipe: Mapped[dict[str, Any]]
+    state: Mapped[JobState] = mapped_column(text_enum(JobState), default=JobState.QUEUED)
+    attempt: Mapped[int] = mapped_column(default=0)
+    claimed_by: Mapped[int | None] = mapped_column(BigInteger)  # the worker's advisory lock key
+    lease_until: Mapped[datetime | None]
+    not_before: Mapped[Made]
+    evidence: Mapped[list[Any]] = mapped_column(default=list)  # one entry a failed attempt
+    picture_sha256: Mapped[str | None]
+    picture: Mapped[dict[str, Any] | None]  # size, pixel and perceptual hash, run: what the version copies
+    made_at: Mapped[Made]
+    finished_at: Mapped[datetime | None]
