@@ -1,0 +1,221 @@
+"""Opening checkpoints: a diffusers folder, an IP-Adapter file, an image encoder, checked against each other."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from ipadapter_engine.adapter import Adapter, adapter_from_state
+from ipadapter_engine.encoder import ImageEncoder
+from ipadapter_engine.errors import CheckpointRefused
+from ipadapter_engine.families import Family, family_of
+from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
+from ipadapter_engine.patches import PatchAutoencoder
+from ipadapter_engine.weights import first_line, load_model, read_config
+
+FIRST_STAGES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, PatchAutoencoder)}
+_SAVE_WHOLE = "check that the folder is complete and its weights are safetensors"
+EMBEDDED = Path(__file__).parent / "models" / "studio"
+
+
+@dataclass(frozen=True)
+class CheckpointPaths:
+    """Where a checkpoint's parts lie. `encoder` and `adapter` None: text only, unless the folder has its own."""
+
+    base: Path = EMBEDDED
+    adapter: Path | None = None
+    encoder: Path | None = None
+
+    def resolved(self) -> CheckpointPaths:
+        """With the parts that a base folder carries itself: `image_encoder/` and `ip_adapter.safetensors`."""
+        own_adapter, own_encoder = self.base / "ip_adapter.safetensors", self.base / "image_encoder"
+        adapter = self.adapter or (own_adapter if own_adapter.exists() else None)
+        return CheckpointPaths(self.base, adapter, self.encoder or (own_encoder if own_encoder.exists() else None))
+
+
+@dataclass
+class TextEncoder:
+    tokenizer: CLIPTokenizer
+    model: CLIPTextModel | CLIPTextModelWithProjection
+
+
+@dataclass
+class Checkpoint:
+    """Everything that makes pictures, open and checked; `models` has a hash for each part."""
+
+    family: Family
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoder
+    text: list[TextEncoder]
+    scheduler_config: dict[str, Any]
+    adapter: Adapter | None
+    encoder: ImageEncoder | None
+    models: tuple[ModelHash, ...]
+    zero_empty_prompt: bool = False  # SDXL's base replaces an empty negative prompt by zeros
+
+    @property
+    def stride(self) -> int:
+        """Pixels a latent position stands for."""
+        if isinstance(self.vae, PatchAutoencoder):
+            return int(self.vae.stride)
+        config = self.vae.config
+        blocks = (
+            config["block_out_channels"] if "block_out_channels" in config else config["encoder_block_out_channels"]
+        )
+        return int(2 ** (len(blocks) - 1))
+
+
+def open_checkpoint(paths: CheckpointPaths, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Open and check a checkpoint; raises CheckpointRefused with what to load instead."""
+    paths = paths.resolved()
+    base = paths.base
+    index_file = base / "model_index.json"
+    if not index_file.exists():
+        raise CheckpointRefused(
+            f"{base} is not a diffusers folder: it has no model_index.json",
+            "name a folder saved by save_pretrained, with unet, vae, text_encoder, tokenizer and scheduler",
+        )
+    index = read_config(index_file)
+    licence = str(index.get("_onmodel_licence", "as the checkpoint's own"))
+    unet = load_model(UNet2DConditionModel, base / "unet", dtype, next_step=_SAVE_WHOLE)
+    family = family_of(dict(unet.config), index.get("_onmodel_family"))
+    vae = _first_stage(base, family, unet, dtype)
+    text = _text_encoders(base, family, dtype)
+    _check_text(base, family, unet, text)
+    models = [ModelHash("unet", _name(base, index), sha256_of_weights(base / "unet"), licence)]
+    models.append(ModelHash("vae", _name(base, index), sha256_of_weights(base / "vae"), licence))
+    models += [
+        ModelHash(folder, _name(base, index), sha256_of_weights(base / folder), licence)
+        for folder in ("text_encoder", "text_encoder_2")[: len(text)]
+    ]
+
+    encoder = adapter = None
+    if paths.encoder is not None:
+        name = _name(base, index) if paths.encoder.parent == base else paths.encoder.name
+        encoder = ImageEncoder.open(
+            paths.encoder, name=name, processor_folder=paths.encoder.parent / "feature_extractor", device=device
+        )
+        models.append(ModelHash("image encoder", name, encoder.weights_sha256, licence))
+    if paths.adapter is not None:
+        adapter = adapter_from_state(read_adapter_file(paths.adapter), unet, file=paths.adapter.name)
+        _check_encoder(paths.adapter, adapter, encoder)
+        models.append(ModelHash("ip-adapter", paths.adapter.name, sha256_of_file(paths.adapter), licence))
+        adapter = adapter.to(device, dtype).eval()
+    for part in (unet, vae, *(t.model for t in text)):
+        part.to(device).eval()
+    scheduler_config = read_config(base / "scheduler" / "scheduler_config.json")
+    zero_empty = bool(index.get("force_zeros_for_empty_prompt", False))
+    return Checkpoint(family, unet, vae, text, scheduler_config, adapter, encoder, tuple(models), zero_empty)
+
+
+def read_adapter_file(path: Path) -> dict[str, Tensor]:
+    """An adapter file as flat keys. A .bin is read with weights_only: a pickle that runs code is refused."""
+    if not path.exists():
+        raise CheckpointRefused(f"there is no adapter file at {path}", "check the path in ONMODEL_ENGINE__ADAPTER")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        nested = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointRefused(
+            f"{path.name} is damaged: {first_line(error)}", "download the adapter file again"
+        ) from None
+    except pickle.UnpicklingError as error:  # what torch raises for a pickle that would run code
+        raise CheckpointRefused(
+            f"{path.name} is not a plain file of weights: {type(error).__name__}",
+            "use the safetensors version of this adapter",
+        ) from None
+    if not isinstance(nested, dict):
+        raise CheckpointRefused(f"{path.name} holds no dictionary of weights", "use an unmodified adapter file")
+    flat: dict[str, Tensor] = {}
+    for part, value in nested.items():
+        if isinstance(value, dict):
+            flat |= {f"{part}.{k}": v for k, v in value.items() if isinstance(v, Tensor)}
+        elif isinstance(value, Tensor):
+            flat[part] = value
+    return flat
+
+
+def _name(base: Path, index: dict[str, Any]) -> str:
+    return str(index.get("_onmodel_name") or index.get("_name_or_path") or base.name)
+
+
+def _first_stage(
+    base: Path, family: Family, unet: UNet2DConditionModel, dtype: torch.dtype
+) -> AutoencoderKL | AutoencoderTiny | PatchAutoencoder:
+    """The model between pixels and latents, checked against the UNet."""
+    config = read_config(base / "vae" / "config.json")
+    kind = FIRST_STAGES.get(config.get("_class_name", "AutoencoderKL"))
+    if kind is None:
+        raise CheckpointRefused(
+            f"the first stage in {base} is a {config['_class_name']}", f"use one of {', '.join(FIRST_STAGES)}"
+        )
+    if family.size_conditioned and dtype == torch.float16 and config.get("force_upcast", kind is AutoencoderKL):
+        dtype = torch.float32  # SDXL's own VAE overflows in half precision and gives black pictures
+    vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoder = load_model(
+        kind, base / "vae", dtype, next_step=_SAVE_WHOLE
+    )
+    if unet.config["time_cond_proj_dim"] is not None:
+        raise CheckpointRefused(
+            f"the UNet in {base} takes guidance as an input (a distilled, LCM kind), which is not supported",
+            f"use a {family.title} base that is guided by two passes",
+        )
+    if unet.config["in_channels"] != vae.config["latent_channels"]:
+        raise CheckpointRefused(
+            f"the UNet in {base} reads {unet.config['in_channels']} channels, its VAE gives {vae.config['latent_channels']}",
+            "use a text-to-image base; inpainting and depth bases have more channels",
+        )
+    return vae
+
+
+def _text_encoders(base: Path, family: Family, dtype: torch.dtype) -> list[TextEncoder]:
+    folders = [("tokenizer", "text_encoder")] + ([("tokenizer_2", "text_encoder_2")] if family.size_conditioned else [])
+    out = []
+    for tokenizer_folder, model_folder in folders:
+        kind = CLIPTextModelWithProjection if model_folder.endswith("_2") else CLIPTextModel
+        next_step = f"{family.title} needs {model_folder} and {tokenizer_folder}; save the whole pipeline"
+        model = load_model(kind, base / model_folder, dtype, next_step=next_step)
+        if not any((base / tokenizer_folder / name).exists() for name in ("vocab.json", "tokenizer.json")):
+            raise CheckpointRefused(f"{base / tokenizer_folder} holds no vocabulary", next_step)
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(base / tokenizer_folder, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise CheckpointRefused(
+                f"{base / tokenizer_folder} does not open: {first_line(error)}", next_step
+            ) from None
+        out.append(TextEncoder(tokenizer, model))
+    return out
+
+
+def _check_text(base: Path, family: Family, unet: UNet2DConditionModel, text: list[TextEncoder]) -> None:
+    width = sum(int(t.model.config.hidden_size) for t in text)
+    if width != unet.config["cross_attention_dim"]:
+        raise CheckpointRefused(
+            f"the UNet in {base} attends to text of width {unet.config['cross_attention_dim']}, its text encoders give {width}",
+            f"use the text encoders that {family.title} was trained with",
+        )
+
+
+def _check_encoder(file: Path, adapter: Adapter, encoder: ImageEncoder | None) -> None:
+    known = {1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14 (pooled) or ViT-H/14 (hidden states)"}
+    need = known.get(adapter.embed_dim, f"an encoder with {adapter.embed_dim} numbers a picture")
+    if encoder is None:
+        raise CheckpointRefused(
+            f"{file.name} needs an image encoder and none is given", f"set ONMODEL_ENGINE__ENCODER to {need}"
+        )
+    given = encoder.dim if adapter.pooled else encoder.hidden_dim
+    if given != adapter.embed_dim:
+        kind = "pooled embeddings" if adapter.pooled else "hidden states"
+        raise CheckpointRefused(
+            f"{file.name} was trained on {kind} of {adapter.embed_dim} numbers, the encoder {encoder.name} gives {given}",
+            f"load {need} as the image encoder",
+        )

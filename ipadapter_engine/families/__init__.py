@@ -1,0 +1,38 @@
+"""A family is a file of numbers: what a kind of checkpoint needs that its files do not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """name: what settings and lineage call it. size_px: the native side of a picture.
+
+    text_layer: which hidden state of the text encoders the UNet attends to; None is the final, normalised one.
+    size_conditioned: whether the UNet is told picture size and pooled text (SDXL, sec. 2.2 of its report).
+    """
+
+    name: str
+    title: str
+    size_px: int
+    steps: int
+    guidance: float
+    scheduler: str
+    schedulers: tuple[str, ...]
+    text_layer: int | None = None
+    size_conditioned: bool = False
+    max_batch: int = 8
+
+
+def family_of(unet_config: dict[str, Any], declared: str | None) -> Family:
+    """The family of a checkpoint: what its folder declares, else what its UNet's configuration shows."""
+    from ipadapter_engine.families.sd15 import SD15
+    from ipadapter_engine.families.sdxl import SDXL
+    from ipadapter_engine.families.studio import STUDIO
+
+    families = {f.name: f for f in (STUDIO, SD15, SDXL)}
+    if declared is not None and declared in families:
+        return families[declared]
+    return SDXL if unet_config.get("addition_embed_type") == "text_time" else SD15

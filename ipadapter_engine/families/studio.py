@@ -1,0 +1,14 @@
+"""The embedded studio model: 64 px mascots, trained by `ipadapter_engine.training.studio_model`."""
+
+from ipadapter_engine.families import Family
+
+STUDIO = Family(
+    name="studio",
+    title="Onmodel studio model",
+    size_px=64,
+    steps=20,
+    guidance=2.0,
+    scheduler="ddim",
+    schedulers=("ddim", "dpmpp_2m", "euler"),
+    max_batch=16,
+)

@@ -1,0 +1,49 @@
+"""Loading one model from its folder: safetensors only, nothing over the network, every weight present."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from safetensors import SafetensorError
+
+from ipadapter_engine.errors import CheckpointRefused
+
+
+def load_model(kind: Any, folder: Path, dtype: torch.dtype, *, next_step: str) -> Any:
+    """`kind`: a diffusers or transformers model class. Raises CheckpointRefused with `next_step`.
+
+    Both libraries fill weights that a file lacks with random numbers and only log it; here that is an error.
+    """
+    named = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype}
+    try:
+        model, report = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **named
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointRefused(f"{folder} does not open: {first_line(error)}", next_step) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointRefused(
+            f"{folder} lacks {len(missing)} weights of a {kind.__name__}, {missing[0]} first", next_step
+        )
+    return model
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's folder; raises CheckpointRefused."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointRefused(f"{file} does not open: {first_line(error)}", "save the whole pipeline again") from None
+    if not isinstance(config, dict):
+        raise CheckpointRefused(f"{file} holds no JSON object", "save the whole pipeline again")
+    return config
+
+
+def first_line(error: Exception) -> str:
+    """Other libraries explain themselves at length; a refusal is one sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
