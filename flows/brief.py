@@ -1,0 +1,112 @@
+"""A campaign as YAML: what pictures are wanted, of whom, how many, and who approves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from asset_store.checks import CheckPolicy
+from asset_store.errors import BriefInvalid, Problem
+from asset_store.library.keys import safe_key
+from asset_store.library.models import LineOfText, Slug
+from asset_store.library.yaml_lines import YamlDocument
+from asset_store.library.yaml_model import parse_yaml
+
+MAX_SEED = 2**63 - 1
+
+
+def _size(value: str) -> str:
+    width, x, height = value.partition("x")
+    if not (x and width.isdigit() and height.isdigit() and 8 <= int(width) <= 4096 and 8 <= int(height) <= 4096):
+        raise ValueError("write width x height in pixels, such as 512x512")
+    return value
+
+
+Size = Annotated[str, AfterValidator(_size)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Making(_Part):
+    """How pictures are made; what a shot leaves out comes from `defaults`, what these leave out from the family."""
+
+    negative_prompt: str | None = Field(None, max_length=2000)
+    scale: float | None = Field(None, ge=0, le=10)
+    window: tuple[float, float] | None = None
+    size: Size | None = None
+    steps: int | None = Field(None, ge=1, le=200)
+    guidance: float | None = Field(None, ge=0, le=50)
+    scheduler: str | None = None
+    variants: int | None = Field(None, ge=1, le=1000)
+    choose: int | None = Field(None, ge=1, le=16)
+
+    @model_validator(mode="after")
+    def _window_in_order(self) -> Making:
+        if self.window is not None and not 0 <= self.window[0] <= self.window[1] <= 1:
+            raise ValueError("a window is two numbers, start and end, with 0 ≤ start ≤ end ≤ 1")
+        return self
+
+
+class NamedReference(_Part):
+    file: str
+    weight: float = Field(1.0, ge=0, le=10)
+
+
+class Shot(Making):
+    """One picture that is asked for, in `variants`. `references: choose` takes the most typical ones."""
+
+    name: Slug
+    character: LineOfText
+    prompt: Annotated[str, Field(max_length=2000)]
+    references: Literal["choose"] | tuple[str | NamedReference, ...] = "choose"
+    seed: Seed | None = None
+    seeds: tuple[Seed, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_seed(self) -> Shot:
+        if self.seeds is not None and (self.seed is not None or self.variants is not None):
+            raise ValueError("give either seeds, one a variant, or seed and variants")
+        if self.references == ():
+            raise ValueError("name references, write 'choose', or set scale: 0 for text only")
+        return self
+
+
+class Brief(_Part):
+    campaign: Slug
+    brand: Slug
+    stages: tuple[LineOfText, ...] = ("brand",)
+    defaults: Making = Making.model_construct()
+    checks: CheckPolicy = CheckPolicy(identity_min=None)
+    seed: Seed = 0
+    shots: Annotated[tuple[Shot, ...], Field(min_length=1, max_length=10_000)]
+
+
+def parse_brief(text: str, *, file: str) -> Brief:
+    """The brief that the text describes; raises BriefInvalid with every problem, by file, line and field."""
+    return parse_yaml(text, Brief, file=file, invalid=BriefInvalid, cross_check=_unique_names)
+
+
+def read_brief(path: Path) -> Brief:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = Problem(str(path), 1, "", f"The file cannot be read: {error.__class__.__name__}.")
+        raise BriefInvalid([problem]) from None
+    return parse_brief(text, file=str(path))
+
+
+def _unique_names(document: YamlDocument) -> None:
+    shots = document.data.get("shots") if isinstance(document.data, dict) else None
+    seen: dict[str, int] = {}
+    for place, shot in enumerate(shots if isinstance(shots, list) else []):
+        name = shot.get("name") if isinstance(shot, dict) else None
+        if isinstance(name, str):
+            at = ("shots", place, "name")
+            if name in seen:
+                document.add(at, f"There is already a shot {safe_key(name)!r}, in line {seen[name]}.")
+            seen.setdefault(name, document.line_of(at))

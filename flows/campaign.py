@@ -1,0 +1,216 @@
+"""A campaign run: plan, submit jobs, have them made, put them into review, show them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Coroutine
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from sqlalchemy import func, select
+
+from asset_store.errors import StoreError
+from asset_store.repositories import jobs as job_table
+from asset_store.tables import Asset, Job, JobState
+from flows import finishing
+from flows.brief import parse_brief
+from flows.contact_sheet import campaign_sheet
+from flows.planning import plan_campaign, submit_campaign
+from flows.progress import report
+from flows.retrying import if_it_may_pass
+from flows.wiring import Store, engine, open_store
+from flows.worker import Worker
+
+POLL_S = 0.25
+GROUP = 64  # pictures a Prefect task waits for
+
+
+@dataclass
+class CampaignReport:
+    """A run's outcome; `review` counts assets by their state."""
+
+    campaign: str
+    campaign_id: str
+    pictures: int
+    made: int
+    reused: int
+    review: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    contact_sheet: str | None = None
+    engine_s: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@flow(name="run-campaign", flow_run_name="{brief_name}")
+async def run_campaign(
+    brief: str, brief_name: str = "brief.yaml", by: str = "schedule", trigger: str = "cli",
+    workers: int = 1, sheet: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Make what a brief (YAML text) asks for. Killed and started again it makes what is missing, nothing twice.
+
+    workers: how many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
+    sheet: where to write the contact sheet PNG; it is an artifact of the run in any case.
+    """
+    campaign_id, keys, planned = await submit(brief, brief_name, by, trigger)
+    report("pictures", 0, len(keys))
+    result = CampaignReport(planned["campaign"], str(campaign_id), planned["pictures"], 0, planned["made_already"])
+    crew = [_Hand(keys) for _ in range(workers)]
+    for hand in crew:
+        hand.start()
+    try:
+        await _unless_all_die(crew, _await_all(keys))
+    finally:
+        for hand in crew:
+            await asyncio.to_thread(hand.finish)
+    result.engine_s = round(sum(h.engine_s for h in crew), 2)
+    result.review, result.problems = await conclude(campaign_id, keys)
+    result.made = sum(result.review.values()) - result.review.get("draft", 0) - result.reused
+    path, png_url = await asyncio.to_thread(_draw_sheet, campaign_id, sheet)
+    result.contact_sheet = path
+    if png_url is not None:
+        await acreate_image_artifact(png_url, key="contact-sheet", description=f"Contact sheet of {result.campaign}")
+    await acreate_markdown_artifact(_markdown(result), key="campaign-report", description=f"Run of {result.campaign}")
+    return result.as_json()
+
+
+@task(retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, tags=["campaign"], retry_condition_fn=if_it_may_pass)
+async def submit(brief: str, brief_name: str, by: str, trigger: str) -> tuple[uuid.UUID, list[str], dict[str, Any]]:
+    """Plan the brief and queue its jobs. Safe to repeat: job keys are unique."""
+
+    def work() -> tuple[uuid.UUID, list[str], dict[str, Any]]:
+        with open_store() as store:
+            plan = plan_campaign(store, parse_brief(brief, file=brief_name))
+            campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger)
+            return campaign_id, keys, plan.as_json()
+
+    return await asyncio.to_thread(work)
+
+
+@task(cache_policy=NO_CACHE, retries=2, task_run_name="pictures {offset}+", tags=["campaign"])
+async def await_pictures(keys: list[str], offset: int, total: int) -> dict[str, int]:
+    """Wait until every job has ended: made, set aside or cancelled."""
+
+    def ended() -> dict[JobState, int]:
+        with open_store() as store, store.database.transaction() as session:
+            return job_table.states(session, keys)
+
+    while True:
+        counts = await asyncio.to_thread(ended)
+        done = sum(n for s, n in counts.items() if s not in (JobState.QUEUED, JobState.RUNNING))
+        report("pictures", offset + done, total)
+        if done == len(keys):
+            return {s.value: n for s, n in counts.items()}
+        await asyncio.sleep(POLL_S)
+
+
+@task(cache_policy=NO_CACHE, retries=2, tags=["campaign"], retry_condition_fn=if_it_may_pass)
+async def conclude(campaign_id: uuid.UUID, keys: list[str]) -> tuple[dict[str, int], list[str]]:
+    """Give assets whose job was done before their version, then count where all of them stand."""
+
+    def work() -> tuple[dict[str, int], list[str]]:
+        with open_store() as store:
+            finishing.attach_finished(store, keys, engine(store.settings))
+            with store.database.transaction() as session:
+                rows = session.execute(
+                    select(Asset.review, func.count()).where(Asset.campaign_id == campaign_id).group_by(Asset.review)
+                ).all()
+                bad = session.scalars(select(Job).where(Job.key.in_(keys), Job.state != JobState.SUCCEEDED)).all()
+            problems = [f"{j.state.value}: {j.evidence[-1]['message'] if j.evidence else 'no evidence'}" for j in bad]
+            return {state.value: count for state, count in rows}, problems
+
+    return await asyncio.to_thread(work)
+
+
+async def _await_all(keys: list[str]) -> None:
+    for start in range(0, len(keys), GROUP):
+        await await_pictures(keys[start : start + GROUP], start, len(keys))
+
+
+async def _unless_all_die(crew: list[_Hand], work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`; when every worker of this process ended with an error, raise that instead of waiting for ever."""
+    waiting = asyncio.ensure_future(work)
+    while not waiting.done():
+        await asyncio.wait({waiting}, timeout=POLL_S)
+        if crew and not any(h.is_alive() for h in crew) and not waiting.done():
+            error = next((h.error for h in crew if h.error is not None), None)
+            if error is not None:
+                waiting.cancel()
+                raise error
+    await waiting
+
+
+class _Hand(threading.Thread):
+    """A worker inside the flow's own process: the embedded mode needs nothing else running."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(name="worker", daemon=True)
+        self.keys, self.engine_s = keys, 0.0
+        self.error: BaseException | None = None
+        self._worker: Worker | None = None
+
+    def run(self) -> None:
+        while True:
+            try:
+                with open_store() as store:
+                    self._worker = Worker(store, engine(store.settings))
+                    self.engine_s += self._worker.run(until=lambda: self._nothing_left(store)).engine_s
+                return
+            except StoreError as error:
+                self.error = error
+                return
+            except Exception as error:  # the database was away: try again, the jobs are safe
+                if self.error is not None and str(self.error) == str(error):
+                    return
+                self.error = error
+                time.sleep(1.0)
+
+    def _nothing_left(self, store: Store) -> bool:
+        with store.database.transaction() as session:
+            counts = job_table.states(session, self.keys)
+        return not counts.get(JobState.QUEUED) and not counts.get(JobState.RUNNING)
+
+    def finish(self) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+        self.join(timeout=120)
+
+
+def _draw_sheet(campaign_id: uuid.UUID, path: str | None) -> tuple[str | None, str | None]:
+    """Write the contact sheet; its path, and a data address that Prefect's UI can show."""
+    with open_store() as store:
+        sheet = campaign_sheet(store, campaign_id)
+        if sheet is None:
+            return None, None
+        folder = store.settings.home / "sheets"
+        folder.mkdir(parents=True, exist_ok=True)
+        target = Path(path) if path else folder / f"{campaign_id}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(target, optimize=True)
+        return str(target), _data_url(sheet)
+
+
+def _data_url(sheet: Any) -> str:
+    import base64
+    import io
+
+    small = sheet.copy()
+    small.thumbnail((1200, 1200))
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _markdown(result: CampaignReport) -> str:
+    lines = [f"# {result.campaign}", "", f"{result.pictures} pictures: {result.made} made, {result.reused} made before."]
+    lines += [f"- {state}: {count}" for state, count in sorted(result.review.items())]
+    lines += [f"- problem: {p}" for p in result.problems]
+    return "\n".join(lines)

@@ -1,0 +1,304 @@
+"""Ingesting a reference library: list, skip what is unchanged, download, check, embed, store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from prefect import flow, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from asset_store import audit
+from asset_store.errors import PictureRefused, SourceObjectMissing, SourceUnreachable, StoreError
+from asset_store.library import LibraryFile, LibrarySource, SourceObject, parse_library, safe_key
+from asset_store.library.library_file import LIBRARY_FILE
+from asset_store.pictures import OpenedPicture, PictureLimits, open_picture, pixel_sha256
+from asset_store.repositories import libraries
+from asset_store.repositories.libraries import NewReference
+from asset_store.tables import Library, ReferenceState
+from flows.progress import report
+from flows.retrying import if_it_may_pass
+from flows.wiring import Store, engine, open_library, open_store
+
+CHUNK = 256  # references a Prefect task; embedding batches are smaller
+
+
+@dataclass
+class Refusal:
+    key: str
+    reason: str
+    message: str
+    next_step: str
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did. `unlisted` are files that library.yaml does not name: they are left alone."""
+
+    library: str
+    brand: str
+    listed: int = 0
+    unchanged: int = 0
+    loaded: int = 0
+    embedded: int = 0
+    removed: int = 0
+    quarantined: list[Refusal] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the listing and the database say is to be done."""
+
+    library_id: uuid.UUID
+    fetch: tuple[SourceObject, ...]
+    embed_only: tuple[str, ...]  # sha256s whose blob is here but that this encoder has not seen
+    report: IngestReport
+
+
+@flow(name="ingest-library", flow_run_name="ingest {url}", retries=0)
+async def ingest_library(url: str, by: str = "schedule") -> dict[str, Any]:
+    """Load a reference library from an S3 prefix or a folder. Safe to repeat: unchanged pictures cost a listing."""
+    plan, encoder_name = await asyncio.to_thread(_with_store, _prepare, url, by)
+    done = plan.report
+    total = len(plan.fetch) + len(plan.embed_only)
+    report("references", 0, total)
+    position = 0
+    for chunk in _chunks(plan.fetch, CHUNK):
+        result = await load_references(url, plan.library_id, [o.key for o in chunk], position, total)
+        done.loaded += result["loaded"]
+        done.embedded += result["embedded"]
+        done.quarantined += [Refusal(**q) for q in result["quarantined"]]
+        position += len(chunk)
+    for sha256s in _chunks(plan.embed_only, CHUNK):
+        done.embedded += await embed_references(list(sha256s), position, total)
+        position += len(sha256s)
+    await asyncio.to_thread(_with_store, _note_ingest, plan.library_id, by, done)
+    await acreate_markdown_artifact(_markdown(done, encoder_name), key="ingest-report", description=f"Ingest of {url}")
+    return done.as_json()
+
+
+def _with_store(action: Any, *args: Any) -> Any:
+    with open_store() as store:
+        return action(store, *args)
+
+
+def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
+    """Read library.yaml, compare the listing with the database, and register the encoder."""
+    source = open_library(store.settings, url)
+    file, file_sha256 = read_library_file(source)
+    listing = source.list()
+    encoder = engine(store.settings).encoder
+    objects = {o.key: o for o in listing}
+    named = {r.file for r in file.references}
+    with store.database.transaction() as session:
+        library = libraries.save_library(session, url, file, file_sha256, by=by)
+        libraries.save_encoder(session, encoder.sha256, encoder.name, encoder.dim, encoder.preprocessing)
+        known = libraries.known_references(session, library.id)
+        refused = libraries.known_quarantine(session, library.id)
+        result = IngestReport(source.describe(), file.brand.name, listed=len(named))
+        fetch, kept = [], []
+        for entry in file.references:
+            found = objects.get(entry.file)
+            row, bad = known.get(entry.file), refused.get(entry.file)
+            if found is None:
+                gone = SourceObject(entry.file, 0, "")
+                problem = Refusal(entry.file, "missing", f"{safe_key(entry.file)} is named in library.yaml but not there",
+                                  "upload the picture, or take its entry out of library.yaml")  # fmt: skip
+                libraries.quarantine(session, library, gone, problem.reason, problem.message, problem.next_step)
+                result.quarantined.append(problem)
+            elif row is not None and (row.etag, row.size_bytes) == (found.etag, found.size):
+                libraries.describe(session, library, row, file, entry)
+                kept.append(row)
+            elif bad is not None and (bad.etag, bad.size_bytes) == (found.etag, found.size):
+                result.quarantined.append(Refusal(bad.key, bad.reason, bad.message, bad.next_step))
+            else:
+                fetch.append(found)
+        result.unchanged = len(kept)
+        result.removed = libraries.remove_keys(session, library, set(known) - named)
+        libraries.forget_quarantine(session, library, set(refused) - named)
+        result.unlisted = sorted(k for k in objects if k not in named and k != LIBRARY_FILE and not _hidden(k))
+        embed = libraries.missing_embeddings(session, {r.sha256 for r in kept if r.state is ReferenceState.ACTIVE}, encoder.sha256)
+        return _Plan(library.id, tuple(fetch), tuple(sorted(embed)), result), encoder.name
+
+
+def _hidden(key: str) -> bool:
+    return any(part.startswith(".") for part in key.split("/"))
+
+
+def read_library_file(source: LibrarySource) -> tuple[LibraryFile, str]:
+    """library.yaml of a library, and its sha256; raises LibraryFileInvalid or SourceUnreachable."""
+    try:
+        data = source.read(LIBRARY_FILE, max_bytes=4 * 1024 * 1024)
+    except SourceObjectMissing:
+        raise SourceUnreachable(
+            f"{source.describe()} has no {LIBRARY_FILE}",
+            "Write one beside the pictures: it names brand, characters, references and licences "
+            "(docs/library.md has an example).",
+        ) from None
+    text = data.decode("utf-8-sig", errors="replace")
+    return parse_library(text, file=LIBRARY_FILE), hashlib.sha256(data).hexdigest()
+
+
+@task(retries=3, retry_delay_seconds=[2, 10, 60], cache_policy=NO_CACHE, task_run_name="load from {offset}", tags=["library"], retry_condition_fn=if_it_may_pass)
+async def load_references(url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
+    """Download, check, embed and store some keys. Safe to repeat: rows and blobs are unique by content."""
+    return await asyncio.to_thread(_with_store, _load, url, library_id, keys, offset, total)  # type: ignore[no-any-return]
+
+
+@task(retries=3, retry_delay_seconds=[2, 10, 60], cache_policy=NO_CACHE, tags=["library", "encoder"], retry_condition_fn=if_it_may_pass)
+async def embed_references(sha256s: list[str], offset: int, total: int) -> int:
+    """Embed references whose pictures are stored already, with the encoder of today's settings."""
+    return await asyncio.to_thread(_with_store, _embed_stored, sha256s, offset, total)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------------------- the work itself
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A picture that was downloaded and opened, or why it was not."""
+
+    found: SourceObject
+    data: bytes
+    opened: OpenedPicture | None
+    pixels_sha256: str
+    refusal: Refusal | None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def _fetch(source: LibrarySource, found: SourceObject, limits: PictureLimits) -> _Fetched:
+    try:
+        data = source.read(found.key, max_bytes=limits.max_bytes)
+        opened = open_picture(data, limits)
+        return _Fetched(found, data, opened, pixel_sha256(opened.image), None)
+    except SourceUnreachable:
+        raise  # the place, not the picture: the task is tried again
+    except PictureRefused as error:
+        refusal = Refusal(found.key, error.reason, error.message, error.next_step)
+    except StoreError as error:
+        refusal = Refusal(found.key, type(error).__name__, error.message, error.next_step)
+    return _Fetched(found, b"", None, "", refusal)
+
+
+def _load(store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
+    settings = store.settings.ingest
+    limits = PictureLimits(max_bytes=settings.max_file_mb << 20, max_pixels=settings.max_megapixels * 1_000_000)
+    source = open_library(store.settings, url)
+    file, _ = read_library_file(source)
+    by_key = {o.key: o for o in source.list()}
+    wanted = [by_key[k] for k in keys if k in by_key]
+    outcome: dict[str, Any] = {"loaded": 0, "embedded": 0, "quarantined": []}
+    with ThreadPoolExecutor(settings.readers, thread_name_prefix="reader") as pool:
+        for batch in _batched(_read_ahead(pool, source, wanted, limits, 2 * settings.batch), settings.batch):
+            good = [f for f in batch if f.opened is not None]
+            for fetched in good:
+                store.blobs.put(fetched.data, "application/octet-stream")
+            rows = _encode(store, {f.sha256: f.opened for f in good if f.opened is not None})
+            with store.database.transaction() as session:
+                library = session.get_one(Library, library_id)
+                for f in batch:
+                    if f.refusal is not None:
+                        r = f.refusal
+                        libraries.quarantine(session, library, f.found, r.reason, r.message, r.next_step)
+                        outcome["quarantined"].append(asdict(r))
+                    else:
+                        libraries.save_reference(session, library, _new_reference(f), file)
+                        outcome["loaded"] += 1
+                outcome["embedded"] += libraries.save_embeddings(session, engine(store.settings).encoder.sha256, rows)
+            offset += len(batch)
+            report("references", offset, total)
+    return outcome
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, source: LibrarySource, wanted: Sequence[SourceObject], limits: PictureLimits, ahead: int
+) -> Iterator[_Fetched]:
+    """Fetch in the listing's order, at most `ahead` pictures in memory: downloads go on while a batch is encoded."""
+    todo = iter(wanted)
+    window: list[Future[_Fetched]] = [pool.submit(_fetch, source, o, limits) for o in islice(todo, ahead)]
+    while window:
+        yield window.pop(0).result()
+        window += [pool.submit(_fetch, source, o, limits) for o in islice(todo, 1)]
+
+
+def _encode(store: Store, pictures: dict[str, OpenedPicture]) -> list[tuple[str, np.ndarray, str | None]]:
+    """Embedding rows of the pictures that the encoder has not seen yet; hidden states go to a blob."""
+    made = engine(store.settings)
+    with store.database.transaction() as session:
+        missing = sorted(libraries.missing_embeddings(session, set(pictures), made.encoder.sha256))
+    encoded = made.encoder.encode([pictures[s].image for s in missing], hidden=made.needs_hidden)
+    rows = []
+    for sha256, e in zip(missing, encoded, strict=True):
+        hidden = store.blobs.put(e.hidden.astype(np.float16).tobytes()) if e.hidden is not None else None
+        rows.append((sha256, e.pooled, hidden))
+    return rows
+
+
+def _embed_stored(store: Store, sha256s: list[str], offset: int, total: int) -> int:
+    embedded = 0
+    for chunk in _chunks(sha256s, store.settings.ingest.batch):
+        rows = _encode(store, {s: open_picture(store.blobs.get(s)) for s in chunk})
+        with store.database.transaction() as session:
+            embedded += libraries.save_embeddings(session, engine(store.settings).encoder.sha256, rows)
+        offset += len(chunk)
+        report("references", offset, total)
+    return embedded
+
+
+def _new_reference(f: _Fetched) -> NewReference:
+    assert f.opened is not None
+    return NewReference(
+        key=f.found.key, sha256=f.sha256, pixel_sha256=f.pixels_sha256, size_bytes=f.found.size, etag=f.found.etag,
+        version_id=f.found.version_id, format=f.opened.format, width_px=f.opened.width_px,
+        height_px=f.opened.height_px, notes=f.opened.notes,
+    )  # fmt: skip
+
+
+def _note_ingest(store: Store, library_id: uuid.UUID, by: str, done: IngestReport) -> None:
+    if done.loaded or done.removed or done.embedded:
+        detail = {"loaded": done.loaded, "embedded": done.embedded, "removed": done.removed,
+                  "quarantined": len(done.quarantined)}  # fmt: skip
+        with store.database.transaction() as session:
+            audit.record(session, by, "library ingested", f"library/{library_id}", detail)
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Any]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _batched(items: Iterator[_Fetched], size: int) -> Iterator[list[_Fetched]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _markdown(done: IngestReport, encoder: str) -> str:
+    lines = [
+        f"# {done.brand}: {safe_key(done.library)}",
+        "",
+        f"{done.listed} listed, {done.unchanged} unchanged, {done.loaded} loaded, {done.embedded} embedded with "
+        f"{encoder}, {done.removed} removed, {len(done.quarantined)} quarantined, {len(done.unlisted)} not listed.",
+    ]
+    if done.quarantined:
+        lines += ["", "| Quarantined | Why | What to do |", "|---|---|---|"]
+        lines += [f"| {_cell(safe_key(q.key))} | {_cell(q.message)} | {_cell(q.next_step)} |" for q in done.quarantined]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

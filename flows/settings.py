@@ -1,0 +1,97 @@
+"""Every setting, read here and nowhere else: ONMODEL_HOME, ONMODEL_DATABASE__URL, ONMODEL_BLOBS__URL, …
+
+No secret has a default. S3 credentials come from boto3's own chain (AWS_ACCESS_KEY_ID, profiles, roles).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class DatabaseSettings(BaseModel, frozen=True, extra="forbid"):
+    url: str | None = Field(None, description="any PostgreSQL 15 or newer with pgvector; empty: the embedded one")
+
+
+class BlobSettings(BaseModel, frozen=True, extra="forbid"):
+    url: str | None = Field(None, description="s3://bucket/prefix or a folder; empty: a folder in ONMODEL_HOME")
+
+
+class S3Settings(BaseModel, frozen=True, extra="forbid"):
+    endpoint_url: str | None = Field(None, description="address of an S3 server that is not AWS")
+    region: str | None = None
+
+
+class EngineSettings(BaseModel, frozen=True, extra="forbid"):
+    base: Path | None = Field(None, description="a diffusers folder; empty: the embedded studio model")
+    adapter: Path | None = Field(None, description="an IP-Adapter file in the official layout")
+    encoder: Path | None = Field(None, description="the image encoder's folder")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    max_batch: int | None = Field(None, ge=1, le=256)
+
+
+class IngestSettings(BaseModel, frozen=True, extra="forbid"):
+    max_file_mb: int = Field(64, ge=1, le=1024)
+    max_megapixels: int = Field(64, ge=1, le=1000)
+    batch: int = Field(32, ge=1, le=512, description="pictures embedded in one forward pass")
+    readers: int = Field(8, ge=1, le=64, description="downloads and decodings under way at once")
+
+
+class ScheduleSettings(BaseModel, frozen=True, extra="forbid"):
+    """What `python -m flows.deployments` serves on a calendar, as cron lines; empty: only on request."""
+
+    library: str | None = Field(None, description="the library that the schedule ingests")
+    library_cron: str | None = None
+    brief: Path | None = Field(None, description="the brief that the schedule runs")
+    brief_cron: str | None = None
+    time_zone: str = "UTC"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="ONMODEL_", env_nested_delimiter="__", frozen=True, extra="ignore")
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".onmodel")
+    database: DatabaseSettings = DatabaseSettings(url=None)
+    blobs: BlobSettings = BlobSettings(url=None)
+    s3: S3Settings = S3Settings(endpoint_url=None)
+    engine: EngineSettings = EngineSettings(base=None, adapter=None, encoder=None)
+    ingest: IngestSettings = IngestSettings()
+    schedule: ScheduleSettings = ScheduleSettings(library=None, brief=None)
+
+    @property
+    def blobs_url(self) -> str:
+        return self.blobs.url or str(self.home / "blobs")
+
+
+def load_settings() -> Settings:
+    return Settings()
+
+
+def configure_prefect(settings: Settings, *, verbose: bool = False) -> None:
+    """Prefect's own settings, before it is imported: its data beside ours, quiet unless asked, no telemetry.
+
+    Whatever the user has set for Prefect stands. Without PREFECT_API_URL each command uses Prefect's embedded
+    server over the database in ONMODEL_HOME/prefect, which `prefect server start` shows in the browser.
+    """
+    defaults = {
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "ERROR",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "HF_HUB_OFFLINE": "1",  # models come from paths that are configured, never from a hub at run time
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def prefect_api() -> str | None:
+    """The address of the Prefect server that the user has named, if any."""
+    return os.environ.get("PREFECT_API_URL") or None

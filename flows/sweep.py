@@ -1,0 +1,35 @@
+"""Catches what an event or a worker lost: jobs of dead workers, and done jobs whose assets have no version yet."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prefect import flow
+from sqlalchemy import select
+
+from asset_store.repositories import jobs as job_table
+from asset_store.tables import Asset, AssetVersion, Job, JobState
+from flows import finishing
+from flows.wiring import engine, open_store
+
+
+@flow(name="sweep")
+async def sweep() -> dict[str, int]:
+    """Safe to run at any time and from several places."""
+    return await asyncio.to_thread(_sweep)
+
+
+def _sweep() -> dict[str, int]:
+    with open_store() as store:
+        with store.database.transaction() as session:
+            reaped = job_table.reap(session)
+            waiting = session.scalars(
+                select(Asset.job_key)
+                .join(Job, Job.key == Asset.job_key)
+                .outerjoin(AssetVersion, AssetVersion.asset_id == Asset.id)
+                .where(Job.state == JobState.SUCCEEDED, AssetVersion.id.is_(None))
+                .distinct()
+                .limit(1000)
+            ).all()
+        attached = finishing.attach_finished(store, waiting, engine(store.settings)) if waiting else 0
+    return {"reaped": reaped, "attached": attached}

@@ -1,0 +1,103 @@
+"""Opens the store and the engine that the settings name, once a process."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asset_store.blobs import BlobStore, open_blobs
+from asset_store.database import Database, open_database
+from asset_store.library import LibrarySource, open_source
+from flows.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
+
+
+@dataclass(frozen=True)
+class Store:
+    """The database, migrated, and the blobs."""
+
+    database: Database
+    blobs: BlobStore
+    settings: Settings
+
+
+_lock = threading.Lock()
+_store: Store | None = None
+_users = 0
+
+
+@contextmanager
+def open_store(settings: Settings | None = None) -> Iterator[Store]:
+    """The process's store; the last one to leave closes it. Nested calls share it."""
+    global _store, _users
+    with _lock:
+        if _store is None:
+            chosen = settings or load_settings()
+            chosen.home.mkdir(parents=True, exist_ok=True)
+            database = open_database(chosen.database.url, chosen.home)
+            try:
+                database.migrate()
+                blobs = open_blobs(chosen.blobs_url, endpoint_url=chosen.s3.endpoint_url, region=chosen.s3.region)
+            except BaseException:
+                database.close()
+                raise
+            _store = Store(database, blobs, chosen)
+        _users += 1
+        store = _store
+    try:
+        yield store
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0 and _store is not None:
+                _store.database.close()
+                _store = None
+
+
+def open_library(settings: Settings, url: str) -> LibrarySource:
+    return open_source(url, endpoint_url=settings.s3.endpoint_url, region=settings.s3.region)
+
+
+_engine_lock = threading.Lock()
+
+
+def engine(settings: Settings) -> Engine:
+    """The process's engine, warm after the first call. Raises CheckpointRefused."""
+    with _engine_lock:
+        return _engine(settings.engine.model_dump_json())
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(settings_json: str) -> Engine:
+    import torch
+
+    from flows.settings import EngineSettings
+    from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
+    from ipadapter_engine.pipeline import Engine
+
+    settings = EngineSettings.model_validate_json(settings_json)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    if settings.dtype == "auto" and device.startswith("cuda") and settings.base is not None:
+        dtype = torch.bfloat16
+    paths = CheckpointPaths(settings.base or EMBEDDED, settings.adapter, settings.encoder)
+    return Engine.open(paths, device=device, dtype=dtype)
+
+
+def os_user() -> str:
+    """Who sits at the terminal: the actor of what the CLI does, unless told otherwise."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
