@@ -35,7 +35,9 @@ class Steps:
         shown = "onmodel " + " ".join(a if " " not in a else f'"{a}"' for a in arguments)
         print(f"\n\033[1m$ {shown}\033[0m" if sys.stdout.isatty() else f"\n$ {shown}", flush=True)
         began = time.monotonic()
-        done = subprocess.run([ONMODEL, *arguments], env=self.environment, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+        done = subprocess.run(
+            [ONMODEL, *arguments], env=self.environment, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False
+        )
         self.took.append((title, time.monotonic() - began))
         if show or done.returncode not in allow:
             print(done.stdout, end="", flush=True)
@@ -71,7 +73,9 @@ def main() -> None:
     print("\nTime of each step")
     for title, seconds in [*steps.took, ("in all", time.monotonic() - began)]:
         print(f"  {title:<28}{seconds:6.1f} s")
-    print(f"\nLook at demo/contact-sheet.png; the released files are in demo/delivered. `ONMODEL_HOME={HOME.name} onmodel …` goes on.")
+    print(
+        f"\nLook at demo/contact-sheet.png; the released files are in demo/delivered. `ONMODEL_HOME={HOME.name} onmodel …` goes on."
+    )
 
 
 def upload(environment: dict[str, str]) -> float:
@@ -98,7 +102,9 @@ def play(steps: Steps) -> None:
     steps.run("approve one of each shot", "review", "approve", *first_of_shots, "--by", "rosa")
     rest = [a["id"][:8] for a in listed if a["id"][:8] not in first_of_shots]
     if rest:
-        steps.run("reject another", "review", "reject", rest[0], "--by", "rosa", "--reason", "one of each shot is enough")
+        steps.run(
+            "reject another", "review", "reject", rest[0], "--by", "rosa", "--reason", "one of each shot is enough"
+        )
     steps.run("release", "release", "--campaign", "spring", "--to", "demo/delivered", "--by", "lee")
     steps.run("lineage", "lineage", first_of_shots[0])
     steps.run("audit", "audit", "verify")

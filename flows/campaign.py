@@ -82,7 +82,9 @@ async def run_campaign(
     return result.as_json()
 
 
-@task(retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, tags=["campaign"], retry_condition_fn=if_it_may_pass)
+@task(
+    retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, tags=["campaign"], retry_condition_fn=if_it_may_pass
+)
 async def submit(brief: str, brief_name: str, by: str, trigger: str) -> tuple[uuid.UUID, list[str], dict[str, Any]]:
     """Plan the brief and queue its jobs. Safe to repeat: job keys are unique."""
 
@@ -210,7 +212,11 @@ def _data_url(sheet: Any) -> str:
 
 
 def _markdown(result: CampaignReport) -> str:
-    lines = [f"# {result.campaign}", "", f"{result.pictures} pictures: {result.made} made, {result.reused} made before."]
+    lines = [
+        f"# {result.campaign}",
+        "",
+        f"{result.pictures} pictures: {result.made} made, {result.reused} made before.",
+    ]
     lines += [f"- {state}: {count}" for state, count in sorted(result.review.items())]
     lines += [f"- problem: {p}" for p in result.problems]
     return "\n".join(lines)

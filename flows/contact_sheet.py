@@ -135,7 +135,9 @@ def _asset_tile(store: Store, asset: Asset) -> Tile:
         return Tile(_opened(store, version.sha256), f"failed: {bad[0].name}", bad[0].message, BAD)
     if warned:
         return Tile(_opened(store, version.sha256), f"warning: {warned[0].name}", f"{like} · {warned[0].message}", WARN)
-    return Tile(_opened(store, version.sha256), f"{len(version.checks)} checks passed", f"{like} · {str(asset.id)[:8]}", GOOD)
+    return Tile(
+        _opened(store, version.sha256), f"{len(version.checks)} checks passed", f"{like} · {str(asset.id)[:8]}", GOOD
+    )
 
 
 def _opened(store: Store, sha256: str) -> Image.Image:

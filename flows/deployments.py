@@ -1,7 +1,7 @@
 """Serves the flows to a Prefect server, with schedules from the settings:
 
-    prefect server start &
-    PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.deployments
+prefect server start &
+PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.deployments
 """
 
 from __future__ import annotations

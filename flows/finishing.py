@@ -92,6 +92,7 @@ def attach_finished(store: Store, keys: Sequence[str], made: Engine) -> int:
             .distinct()
         ).all()
     for key, sha256 in waiting:
+        assert sha256 is not None  # a job that succeeded names its picture
         data = store.blobs.get(sha256)
         done = look_at(data, open_picture(data).image, sha256, made.encoder, finite=True)
         with store.database.transaction() as session:
@@ -263,7 +264,8 @@ def code() -> dict[str, Any]:
     here = Path(__file__).resolve().parent.parent
     commit = None
     if (here / ".git").exists():
-        asked = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
         commit = asked.stdout.strip() or None
     return {"versions": versions, "commit": commit}
-

@@ -23,4 +23,9 @@ def collect(*, delete: bool) -> dict[str, Any]:
         if delete:
             for sha256 in garbage:
                 store.blobs.delete(sha256)
-    return {"blobs": len(present), "garbage": len(garbage), "deleted": len(garbage) if delete else 0, "sha256s": garbage}
+    return {
+        "blobs": len(present),
+        "garbage": len(garbage),
+        "deleted": len(garbage) if delete else 0,
+        "sha256s": garbage,
+    }

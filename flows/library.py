@@ -129,7 +129,9 @@ def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
         result.removed = libraries.remove_keys(session, library, set(known) - named)
         libraries.forget_quarantine(session, library, set(refused) - named)
         result.unlisted = sorted(k for k in objects if k not in named and k != LIBRARY_FILE and not _hidden(k))
-        embed = libraries.missing_embeddings(session, {r.sha256 for r in kept if r.state is ReferenceState.ACTIVE}, encoder.sha256)
+        embed = libraries.missing_embeddings(
+            session, {r.sha256 for r in kept if r.state is ReferenceState.ACTIVE}, encoder.sha256
+        )
         return _Plan(library.id, tuple(fetch), tuple(sorted(embed)), result), encoder.name
 
 
@@ -151,16 +153,29 @@ def read_library_file(source: LibrarySource) -> tuple[LibraryFile, str]:
     return parse_library(text, file=LIBRARY_FILE), hashlib.sha256(data).hexdigest()
 
 
-@task(retries=3, retry_delay_seconds=[2, 10, 60], cache_policy=NO_CACHE, task_run_name="load from {offset}", tags=["library"], retry_condition_fn=if_it_may_pass)
+@task(
+    retries=3,
+    retry_delay_seconds=[2, 10, 60],
+    cache_policy=NO_CACHE,
+    task_run_name="load from {offset}",
+    tags=["library"],
+    retry_condition_fn=if_it_may_pass,
+)
 async def load_references(url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
     """Download, check, embed and store some keys. Safe to repeat: rows and blobs are unique by content."""
-    return await asyncio.to_thread(_with_store, _load, url, library_id, keys, offset, total)  # type: ignore[no-any-return]
+    return await asyncio.to_thread(_with_store, _load, url, library_id, keys, offset, total)
 
 
-@task(retries=3, retry_delay_seconds=[2, 10, 60], cache_policy=NO_CACHE, tags=["library", "encoder"], retry_condition_fn=if_it_may_pass)
+@task(
+    retries=3,
+    retry_delay_seconds=[2, 10, 60],
+    cache_policy=NO_CACHE,
+    tags=["library", "encoder"],
+    retry_condition_fn=if_it_may_pass,
+)
 async def embed_references(sha256s: list[str], offset: int, total: int) -> int:
     """Embed references whose pictures are stored already, with the encoder of today's settings."""
-    return await asyncio.to_thread(_with_store, _embed_stored, sha256s, offset, total)  # type: ignore[no-any-return]
+    return await asyncio.to_thread(_with_store, _embed_stored, sha256s, offset, total)
 
 
 # ---------------------------------------------------------------------------- the work itself

@@ -115,15 +115,24 @@ def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) 
         made = session.scalar(
             insert(Campaign)
             .values(
-                id=uuid.uuid4(), name=brief.campaign, brand_id=brand.id, brief=brief.model_dump(mode="json"),
-                brief_sha256=plan.brief_sha256, stages=list(brief.stages), requested_by=by, trigger=trigger,
-            )  # fmt: skip
+                id=uuid.uuid4(),
+                name=brief.campaign,
+                brand_id=brand.id,
+                brief=brief.model_dump(mode="json"),
+                brief_sha256=plan.brief_sha256,
+                stages=list(brief.stages),
+                requested_by=by,
+                trigger=trigger,
+            )
             .on_conflict_do_nothing()
             .returning(Campaign.id)
         )
-        campaign_id = made or session.scalars(
-            select(Campaign.id).where(Campaign.name == brief.campaign, Campaign.brief_sha256 == plan.brief_sha256)
-        ).one()
+        campaign_id = (
+            made
+            or session.scalars(
+                select(Campaign.id).where(Campaign.name == brief.campaign, Campaign.brief_sha256 == plan.brief_sha256)
+            ).one()
+        )
         job_table.submit(session, list({p.job.key: p.job for p in plan.pictures}.values()))
         rows = [
             {"id": uuid.uuid4(), "campaign_id": campaign_id, "shot": p.shot, "variant": p.variant, "job_key": p.job.key}
@@ -131,7 +140,12 @@ def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) 
         ]
         session.execute(insert(Asset).values(rows).on_conflict_do_nothing())
         if made is not None:
-            detail = {"name": brief.campaign, "brief_sha256": plan.brief_sha256, "pictures": len(rows), "trigger": trigger}
+            detail = {
+                "name": brief.campaign,
+                "brief_sha256": plan.brief_sha256,
+                "pictures": len(rows),
+                "trigger": trigger,
+            }
             audit.record(session, by, "campaign requested", f"campaign/{campaign_id}", detail)
     return campaign_id, keys
 
@@ -190,7 +204,9 @@ def _named_references(
             .order_by((Reference.state == "active").desc(), Reference.made_at.desc())
         ).first()
         if row is None:
-            raise NotFound(f"reference of {character.name} called", entry.file, "Name a file of its library, or ingest again.")
+            raise NotFound(
+                f"reference of {character.name} called", entry.file, "Name a file of its library, or ingest again."
+            )
         pairs.append((row, entry.weight))
     problems = [p for row, _ in pairs if (p := licences.problem_of(row, today)) is not None]
     if problems:
@@ -198,7 +214,9 @@ def _named_references(
     return pairs, [row.key for row, _ in pairs]
 
 
-def _recipe(made: Engine, shot: Shot, making: Making, references: list[tuple[Reference, float]], seed: int) -> dict[str, Any]:
+def _recipe(
+    made: Engine, shot: Shot, making: Making, references: list[tuple[Reference, float]], seed: int
+) -> dict[str, Any]:
     """All that determines the picture, as JSON."""
     family = made.family
     width, height = (int(s) for s in making.size.split("x")) if making.size else (family.size_px, family.size_px)

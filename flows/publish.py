@@ -25,7 +25,8 @@ from flows.wiring import open_store
 @flow(name="release-assets")
 async def release_assets(asset_ids: list[uuid.UUID], to: str, by: str, channel: str = "folder") -> dict[str, Any]:
     """Deliver approved assets. Each stands alone: one that is refused does not hold up the others."""
-    released, refused = [], []
+    released: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
     for i, asset_id in enumerate(asset_ids):
         outcome = await release_asset(asset_id, to, by, channel)
         (refused if "refused" in outcome else released).append(outcome)

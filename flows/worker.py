@@ -124,7 +124,11 @@ class Worker:
         except Exception as error:
             final = isinstance(error, RequestRefused)
             for job, _ in ready:
-                self._fail(job, error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}", final=final)
+                self._fail(
+                    job,
+                    error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}",
+                    final=final,
+                )
             return []
         took = time.monotonic() - began
         self.tally.batches += 1
@@ -149,7 +153,9 @@ class Worker:
                                  "start a worker with the models of the campaign, or plan it again")  # fmt: skip
         with self.store.database.transaction() as session:
             licences.check_usable(session, [uuid.UUID(r["id"]) for r in recipe["references"]], datetime.now(UTC).date())
-            found = libraries.embeddings_of(session, {r["sha256"] for r in recipe["references"]}, self.engine.encoder.sha256)
+            found = libraries.embeddings_of(
+                session, {r["sha256"] for r in recipe["references"]}, self.engine.encoder.sha256
+            )
         references = []
         for r in recipe["references"]:
             row = found.get(r["sha256"])

@@ -26,7 +26,7 @@ class BaseProjection(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))  # type: ignore[no-any-return]
+        return self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
 
 
 class _PerceiverAttention(nn.Module):
@@ -46,7 +46,7 @@ class _PerceiverAttention(nn.Module):
         k, v = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
         q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.to_out(out.transpose(1, 2).flatten(2))
 
 
 class PlusProjection(nn.Module):
@@ -74,7 +74,7 @@ class PlusProjection(nn.Module):
             attend, feed = layer.children()
             latents = attend(features, latents) + latents
             latents = feed(latents) + latents
-        return self.norm_out(self.proj_out(latents))  # type: ignore[no-any-return]
+        return self.norm_out(self.proj_out(latents))
 
 
 class Adapter(nn.Module):

@@ -90,7 +90,7 @@ class ImageEncoder:
         side = int(self.model.config.image_size)
         zeros = torch.zeros(1, 3, side, side, device=self.model.device, dtype=self.model.dtype)
         states = self.model(pixel_values=zeros, output_hidden_states=True).hidden_states[-2]
-        return states[0].float().cpu().numpy()  # type: ignore[no-any-return]
+        return states[0].float().cpu().numpy()
 
 
 def _plain(value: Any) -> Any:

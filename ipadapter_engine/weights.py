@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from ipadapter_engine.errors import CheckpointRefused
+
+logging.disable_progress_bar()  # a library does not draw bars of its own on its user's terminal
+diffusers_logging.disable_progress_bar()
 
 
 def load_model(kind: Any, folder: Path, dtype: torch.dtype, *, next_step: str) -> Any:

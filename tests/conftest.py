@@ -1,1 +1,18 @@
-pytest_plugins = ["tests.s3_server", "tests.database"]
+import os
+
+# Before anything imports Prefect or Hugging Face: no telemetry, no hub, no log noise, one engine thread a test run.
+os.environ.update(
+    {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
+)
+for name in [n for n in os.environ if n.startswith("ONMODEL_")]:
+    del os.environ[name]
+
+pytest_plugins = ["tests.s3_server", "tests.database", "tests.prefect_server", "tests.studio_home"]

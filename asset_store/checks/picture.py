@@ -74,7 +74,9 @@ def perceptual_hash(picture: Image.Image) -> str:
     return str(imagehash.phash(picture, hash_size=16))
 
 
-def check_duplicate(hash_: str, pixels: str, others: Iterable[tuple[str, str, str]], policy: CheckPolicy) -> CheckResult:
+def check_duplicate(
+    hash_: str, pixels: str, others: Iterable[tuple[str, str, str]], policy: CheckPolicy
+) -> CheckResult:
     """Not the same picture again. `others`: (perceptual hash, pixel sha256, what it is called) of the brand's pictures,
     rejected ones too. The same pixels fail, nearly the same ones warn."""
     mine, nearest, name = int(hash_, 16), 256, ""

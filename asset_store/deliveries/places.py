@@ -35,7 +35,8 @@ class FolderPlace:
             os.replace(file.name, target)
         except OSError as error:
             raise DeliveryFailed(
-                f"{target} cannot be written: {error.strerror or error}", "Check that the folder exists and may be written to."
+                f"{target} cannot be written: {error.strerror or error}",
+                "Check that the folder exists and may be written to.",
             ) from error
         return str(target.resolve())
 

@@ -78,7 +78,7 @@ def _apply_profile(image: Image.Image, profile: bytes | None, notes: list[str]) 
     if profile:
         try:
             return _convert(image, profile, notes)
-        except Exception:  # noqa: BLE001  a hostile profile raises anything; the picture is still a picture
+        except Exception:
             notes.append("broken colour profile ignored")
     if image.mode == "LAB":
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")

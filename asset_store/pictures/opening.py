@@ -109,7 +109,7 @@ def _decode(picture: ImageFile.ImageFile, limits: PictureLimits) -> tuple[Image.
 def _orientation(picture: Image.Image) -> int:
     try:
         value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001  broken EXIF raises anything; the pixels are still good
+    except Exception:
         return 1
     return value if isinstance(value, int) else 1
 

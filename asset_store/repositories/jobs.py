@@ -180,7 +180,7 @@ def reap(session: Session, *, me: int = 0) -> int:
 def states(session: Session, keys: Sequence[str]) -> dict[JobState, int]:
     """How many of `keys` are in which state."""
     rows = session.execute(select(Job.state, func.count()).where(Job.key.in_(keys)).group_by(Job.state)).all()
-    return {state: count for state, count in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def queued(session: Session) -> int:

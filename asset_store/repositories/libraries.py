@@ -48,11 +48,17 @@ def save_library(session: Session, url: str, file: LibraryFile, file_sha256: str
     """Make or update brand, characters and library from a library.yaml."""
     brand = session.scalar(select(Brand).where(Brand.name == file.brand.name).with_for_update())
     if brand is None:
-        session.execute(insert(Brand).values(id=uuid.uuid4(), name=file.brand.name, title="", palette=[], rules=[]).on_conflict_do_nothing())
+        session.execute(
+            insert(Brand)
+            .values(id=uuid.uuid4(), name=file.brand.name, title="", palette=[], rules=[])
+            .on_conflict_do_nothing()
+        )
         brand = session.scalars(select(Brand).where(Brand.name == file.brand.name).with_for_update()).one()
     brand.title, brand.palette, brand.rules = file.brand.title or file.brand.name, list(file.palette), list(file.rules)
     for entry in file.characters:
-        character = session.scalar(select(Character).where(Character.brand_id == brand.id, Character.name == entry.name))
+        character = session.scalar(
+            select(Character).where(Character.brand_id == brand.id, Character.name == entry.name)
+        )
         if character is None:
             character = Character(brand_id=brand.id, name=entry.name)
             session.add(character)
@@ -99,11 +105,11 @@ def save_reference(session: Session, library: Library, found: NewReference, file
             size_bytes=found.size_bytes, format=found.format, width_px=found.width_px, height_px=found.height_px,
             notes=list(found.notes), state=ReferenceState.ACTIVE,
         )  # fmt: skip
-        session.add(row)
     elif row.state is ReferenceState.REMOVED:
         row.state = ReferenceState.ACTIVE
     row.etag, row.version_id = found.etag, found.version_id
-    describe(session, library, row, file, entry)
+    describe(session, library, row, file, entry)  # before it is added: a question would flush it half-filled
+    session.add(row)
     for older in session.scalars(
         select(Reference).where(
             Reference.library_id == library.id,
@@ -134,9 +140,17 @@ def describe(session: Session, library: Library, row: Reference, file: LibraryFi
     row.licence_until = licence.until if licence is not None else None
 
 
-def quarantine(session: Session, library: Library, found: SourceObject, reason: str, message: str, next_step: str) -> None:
+def quarantine(
+    session: Session, library: Library, found: SourceObject, reason: str, message: str, next_step: str
+) -> None:
     """Put a bad object aside; what was active under its key no longer is."""
-    values = {"etag": found.etag, "size_bytes": found.size, "reason": reason, "message": message, "next_step": next_step}
+    values = {
+        "etag": found.etag,
+        "size_bytes": found.size,
+        "reason": reason,
+        "message": message,
+        "next_step": next_step,
+    }
     session.execute(
         insert(Quarantined)
         .values(id=uuid.uuid4(), library_id=library.id, key=found.key, **values)
@@ -191,9 +205,7 @@ def missing_embeddings(session: Session, sha256s: set[str], encoder: str) -> set
     return sha256s - set(session.scalars(known))
 
 
-def save_embeddings(
-    session: Session, encoder: str, rows: Sequence[tuple[str, np.ndarray, str | None]]
-) -> int:
+def save_embeddings(session: Session, encoder: str, rows: Sequence[tuple[str, np.ndarray, str | None]]) -> int:
     """Store (reference sha256, pooled float32, blob of hidden states) rows; returns how many were new."""
     if not rows:
         return 0

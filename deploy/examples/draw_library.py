@@ -1,6 +1,6 @@
 """Draws the example library's pictures: three characters that the studio model was never trained on.
 
-    python deploy/examples/draw_library.py deploy/examples/lumen
+python deploy/examples/draw_library.py deploy/examples/lumen
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ class Judge(nn.Module):
         super().__init__()
         widths = (3, 32, 64, 128, 192)
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
             layers += [nn.Conv2d(b, b, 3, padding=1, stride=2), nn.GroupNorm(8, b), nn.SiLU()]
         self.features = nn.Sequential(*layers)
@@ -48,7 +49,8 @@ def _disturb(x: Tensor) -> Tensor:
 
 def train_judge(data: PictureSet, out: Path, *, steps: int, device: torch.device) -> Judge:
     torch.manual_seed(3)
-    model = Judge().to(device, memory_format=torch.channels_last)
+    model = Judge().to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss_of(step: int, index: np.ndarray) -> Tensor:
         x = _disturb(data.batch(index).to(device)).contiguous(memory_format=torch.channels_last)

@@ -56,7 +56,7 @@ def normalised(pictures: Tensor) -> Tensor:
 def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token ids (n, MAX_TOKENS), padded."""
     out = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return out["input_ids"]  # type: ignore[no-any-return]
+    return out["input_ids"]
 
 
 class _Supervised(nn.Module):

@@ -78,9 +78,7 @@ def rendered(
         if pixels.shape == (count, size_px, size_px, 3):
             return PictureSet(pixels, truths, who, stagings)
     step = 500
-    jobs = [
-        (who[i : i + step], stagings[i : i + step], size_px, seed * 1_000_003 + i) for i in range(0, count, step)
-    ]
+    jobs = [(who[i : i + step], stagings[i : i + step], size_px, seed * 1_000_003 + i) for i in range(0, count, step)]
     with ProcessPoolExecutor() as pool:
         pixels = np.concatenate(list(pool.map(_draw, jobs)))
     if cache is not None:

@@ -14,10 +14,10 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from ipadapter_engine.adapter import Adapter, new_base_adapter
 from ipadapter_engine.attention import Conditioning, ImagePrompt, Installed
-from ipadapter_engine.training.first_stage import LATENT_CHANNELS
 from ipadapter_engine.training.captions import describe_identity, describe_staging, prompt_for
 from ipadapter_engine.training.clip import normalised, tokens
 from ipadapter_engine.training.dataset import PictureSet
+from ipadapter_engine.training.first_stage import LATENT_CHANNELS
 from ipadapter_engine.training.loop import train
 
 
@@ -98,10 +98,12 @@ class _Objective:
 
 def _text_states(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Tensor:
     with torch.no_grad():
-        return clip.text_model(input_ids=tokens(tokenizer, texts).to(device)).last_hidden_state  # type: ignore[no-any-return]
+        return clip.text_model(input_ids=tokens(tokenizer, texts).to(device)).last_hidden_state
 
 
-def train_unet(data: LatentSet, clip: CLIPModel, tok: CLIPTokenizer, out: Path, *, steps: int, device: torch.device) -> UNet2DConditionModel:
+def train_unet(
+    data: LatentSet, clip: CLIPModel, tok: CLIPTokenizer, out: Path, *, steps: int, device: torch.device
+) -> UNet2DConditionModel:
     torch.manual_seed(4)
     unet = new_unet().to(device, memory_format=torch.channels_last)
     clip = clip.to(device)
@@ -116,11 +118,32 @@ def train_unet(data: LatentSet, clip: CLIPModel, tok: CLIPTokenizer, out: Path, 
             guess = unet(noisy, t, encoder_hidden_states=text).sample
         return (weight * (guess.float() - x).square().mean((1, 2, 3))).mean()
 
-    train("unet", unet, loss_of, out=out, steps=steps, batch_size=64, examples=len(data.pictures), lr=1e-3, warmup=300, ema_decay=0.998, device=device)  # type: ignore[arg-type]
+    train(
+        "unet",
+        unet,
+        loss_of,
+        out=out,
+        steps=steps,
+        batch_size=64,
+        examples=len(data.pictures),
+        lr=1e-3,
+        warmup=300,
+        ema_decay=0.998,
+        device=device,
+    )
     return unet
 
 
-def train_adapter(data: LatentSet, unet: UNet2DConditionModel, clip: CLIPModel, tok: CLIPTokenizer, out: Path, *, steps: int, device: torch.device) -> Adapter:
+def train_adapter(
+    data: LatentSet,
+    unet: UNet2DConditionModel,
+    clip: CLIPModel,
+    tok: CLIPTokenizer,
+    out: Path,
+    *,
+    steps: int,
+    device: torch.device,
+) -> Adapter:
     """IP-Adapter training: the base is frozen, prompts never name the character, the reference is another
     picture of it; image, text and both are dropped at times (sec. 4.1 of the paper)."""
     torch.manual_seed(5)
@@ -155,7 +178,19 @@ def train_adapter(data: LatentSet, unet: UNet2DConditionModel, clip: CLIPModel, 
         return (weight * (guess.float() - x).square().mean((1, 2, 3))).mean()
 
     try:
-        train("adapter", adapter, loss_of, out=out, steps=steps, batch_size=64, examples=len(data.pictures), lr=1e-3, warmup=100, ema_decay=0.995, device=device)
+        train(
+            "adapter",
+            adapter,
+            loss_of,
+            out=out,
+            steps=steps,
+            batch_size=64,
+            examples=len(data.pictures),
+            lr=1e-3,
+            warmup=100,
+            ema_decay=0.995,
+            device=device,
+        )
     finally:
         installed.eject()
     return adapter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -28,17 +29,22 @@ def export(
 ) -> None:
     """Write every part below `folder`, over what was there."""
     folder.mkdir(parents=True, exist_ok=True)
-    unet.to(torch.float16).save_pretrained(folder / "unet")
-    first_stage.to(torch.float32).save_pretrained(folder / "vae")  # 50 KB: precision costs nothing
+    unet.half().save_pretrained(folder / "unet")
+    first_stage.float().save_pretrained(folder / "vae")  # 50 KB: precision costs nothing
     text = CLIPTextModel(clip.config.text_config)
     _own(text, clip, "text_model.").to(torch.float16).save_pretrained(folder / "text_encoder")
     vision = CLIPVisionModelWithProjection(clip.config.vision_config)
-    _own(vision, clip, "vision_model.", "visual_projection.").to(torch.float16).save_pretrained(folder / "image_encoder")
+    _own(vision, clip, "vision_model.", "visual_projection.").to(torch.float16).save_pretrained(
+        folder / "image_encoder"
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
     new_scheduler().save_pretrained(folder / "scheduler")
     side = clip.config.vision_config.image_size
     CLIPImageProcessorPil(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_mean=IMAGE_MEAN, image_std=IMAGE_STD
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=IMAGE_MEAN,
+        image_std=IMAGE_STD,
     ).save_pretrained(folder / "feature_extractor")
     state = {k: v.half().contiguous() for k, v in adapter.official_state().items()}
     save_file(state, folder / "ip_adapter.safetensors")
@@ -51,7 +57,7 @@ def export(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _own(part: torch.nn.Module, clip: CLIPModel, *prefixes: str) -> torch.nn.Module:
+def _own(part: Any, clip: CLIPModel, *prefixes: str) -> Any:
     """Copy the part's weights out of the whole CLIP; every one must be found."""
     whole = clip.state_dict()
     mine = {}

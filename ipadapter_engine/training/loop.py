@@ -82,7 +82,13 @@ def train(
                     average[k].lerp_(p, 1 - decay)
         if step % 50 == 0:
             rate_seen = (step - start + 1) * batch_size / (time.monotonic() - began)
-            line = {"stage": name, "step": step, "loss": round(loss.item(), 5), "lr": rate, "samples_s": round(rate_seen, 1)}
+            line = {
+                "stage": name,
+                "step": step,
+                "loss": round(loss.item(), 5),
+                "lr": rate,
+                "samples_s": round(rate_seen, 1),
+            }
             log.write(json.dumps(line) + "\n")
         if time.monotonic() - saved > CHECKPOINT_EVERY_S:
             save(step + 1)

@@ -158,7 +158,9 @@ class _Pen:
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: RGB) -> None:
         self.draw.rectangle([x0 * self.unit, y0 * self.unit, x1 * self.unit, y1 * self.unit], fill=fill)
 
-    def arc(self, cx: float, cy: float, rx: float, ry: float, start: float, end: float, fill: RGB, width: float) -> None:
+    def arc(
+        self, cx: float, cy: float, rx: float, ry: float, start: float, end: float, fill: RGB, width: float
+    ) -> None:
         box = [(cx - rx) * self.unit, (cy - ry) * self.unit, (cx + rx) * self.unit, (cy + ry) * self.unit]
         self.draw.arc(box, start, end, fill=fill, width=max(1, round(width * self.unit)))
 
@@ -207,9 +209,7 @@ def _body_outline(shape: str, cx: float, cy: float, s: float) -> Points:
     """The silhouette, about 2 * s wide, as a closed polygon."""
 
     def oval(rx: float, ry: float) -> Points:
-        return [
-            (cx + rx * math.cos(i * math.tau / 48), cy + ry * math.sin(i * math.tau / 48)) for i in range(48)
-        ]
+        return [(cx + rx * math.cos(i * math.tau / 48), cy + ry * math.sin(i * math.tau / 48)) for i in range(48)]
 
     match shape:
         case "round":

@@ -29,7 +29,7 @@ from ipadapter_engine.training.first_stage import encode_all, fit_first_stage, n
 from ipadapter_engine.training.mascots import held_out_identities
 
 PICTURES = 80_000
-STEPS = {"clip": 1500, "unet": 2800, "adapter": 1200, "judge": 2500}
+STEPS = {"clip": 1500, "unet": 2000, "adapter": 900, "judge": 700}
 
 
 class Recipe:
@@ -76,7 +76,9 @@ class Recipe:
     def clip(self) -> CLIPModel:
         tok = self.tokenizer()
         model, fresh = self._stage(
-            "clip", lambda: new_clip(tok), lambda: train_clip(self.data, tok, self.out, steps=STEPS["clip"], device=self.device)
+            "clip",
+            lambda: new_clip(tok),
+            lambda: train_clip(self.data, tok, self.out, steps=STEPS["clip"], device=self.device),
         )
         assert isinstance(model, CLIPModel)
         if fresh:
@@ -111,7 +113,9 @@ class Recipe:
 
     def unet(self) -> UNet2DConditionModel:
         def trained() -> torch.nn.Module:
-            return train_unet(self.latents(), self.clip(), self.tokenizer(), self.out, steps=STEPS["unet"], device=self.device)
+            return train_unet(
+                self.latents(), self.clip(), self.tokenizer(), self.out, steps=STEPS["unet"], device=self.device
+            )
 
         model, _ = self._stage("unet", new_unet, trained)
         assert isinstance(model, UNet2DConditionModel)
@@ -131,7 +135,6 @@ class Recipe:
         assert isinstance(model, Adapter)
         return model
 
-
     def export(self) -> Path:
         """The shipped folder: what `ipadapter_engine/models/studio` holds."""
         folder = self.out / "export"
@@ -139,7 +142,9 @@ class Recipe:
             folder, clip=self.clip(), tokenizer=self.tokenizer(), first_stage=self.first_stage(), unet=self.unet(),
             adapter=self.adapter(),
         )  # fmt: skip
-        save_file({k: v.half().contiguous() for k, v in self.judge().state_dict().items()}, folder / "judge.safetensors")
+        save_file(
+            {k: v.half().contiguous() for k, v in self.judge().state_dict().items()}, folder / "judge.safetensors"
+        )
         return folder
 
 

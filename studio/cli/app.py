@@ -38,7 +38,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's log.")] = False,
-    _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     Options.debug = debug
     with speaking():
@@ -92,7 +94,9 @@ def campaign_run(
     brief: Annotated[Path, typer.Argument(help="The campaign's brief, a YAML file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; make nothing.")] = False,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Where to write the contact sheet PNG.")] = None,
-    workers: Annotated[int, typer.Option(min=0, max=16, help="Workers in this process; 0: `onmodel worker` elsewhere.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, max=16, help="Workers in this process; 0: `onmodel worker` elsewhere.")
+    ] = 1,
     by: By = None,
     json: Json = False,
 ) -> None:
@@ -124,18 +128,29 @@ def campaign_run(
 def _show_plan(plan: dict[str, Any]) -> None:
     rows = table(f"{plain(plan['campaign'])} for {plain(plan['brand'])}", "Shot", "Character", "Pictures", "References")
     for shot in plan["shots"]:
-        rows.add_row(plain(shot["shot"]), plain(shot["character"]), str(shot["variants"]), plain(", ".join(shot["references"]) or "none"))
+        rows.add_row(
+            plain(shot["shot"]),
+            plain(shot["character"]),
+            str(shot["variants"]),
+            plain(", ".join(shot["references"]) or "none"),
+        )
     out.print(rows)
-    out.print(f"{plan['pictures']} pictures, {plan['made_already']} made already, [bold]{plan['to_make']} to make[/]; approved by: {plain(', '.join(plan['stages']))}")
+    out.print(
+        f"{plan['pictures']} pictures, {plan['made_already']} made already, [bold]{plan['to_make']} to make[/]; approved by: {plain(', '.join(plan['stages']))}"
+    )
     if plan["engine_seconds"] is None:
         out.print("[dim]Cost: no picture of this kind was made here yet, so its time is not known.[/]")
     else:
-        out.print(f"Cost: about {plan['engine_seconds']:.1f} s of the engine ({plan['engine_seconds_a_picture']:.2f} s a picture, measured here)")
+        out.print(
+            f"Cost: about {plan['engine_seconds']:.1f} s of the engine ({plan['engine_seconds_a_picture']:.2f} s a picture, measured here)"
+        )
 
 
 def _show_run(report: dict[str, Any]) -> None:
     states = ", ".join(f"{n} {plain(s)}" for s, n in sorted(report["review"].items()))
-    out.print(f"[bold]{plain(report['campaign'])}[/]: {report['pictures']} pictures, {report['made']} made now, {report['reused']} made before; {states}")
+    out.print(
+        f"[bold]{plain(report['campaign'])}[/]: {report['pictures']} pictures, {report['made']} made now, {report['reused']} made before; {states}"
+    )
     for problem in report["problems"]:
         out.print(f"[red]problem[/] {plain(problem)}")
     if report["contact_sheet"]:
@@ -145,7 +160,9 @@ def _show_run(report: dict[str, Any]) -> None:
 
 @app.command()
 def worker(
-    batch: Annotated[int | None, typer.Option(min=1, max=256, help="Pictures in one batch; default: the family's.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Pictures in one batch; default: the family's.")
+    ] = None,
 ) -> None:
     """Make queued pictures until stopped. Start as many as there are GPUs; killing one loses nothing."""
     with speaking():
@@ -160,7 +177,9 @@ def worker(
 
 @app.command()
 def release(
-    assets: Annotated[list[str] | None, typer.Argument(help="Assets, by the start of their ids; none: all approved.")] = None,
+    assets: Annotated[
+        list[str] | None, typer.Argument(help="Assets, by the start of their ids; none: all approved.")
+    ] = None,
     to: Annotated[str, typer.Option("--to", help="Where to deliver: a folder or s3://bucket/prefix.")] = "",
     campaign: Annotated[str | None, typer.Option("--campaign", help="All approved assets of this campaign.")] = None,
     channel: Annotated[str, typer.Option(help="What the place is called in the record.")] = "delivery",
@@ -174,7 +193,9 @@ def release(
         from flows.wiring import open_store, os_user
 
         if not to:
-            err.print("[bold red]Error:[/] where to deliver is not said\n[dim]→[/] Give --to FOLDER or --to s3://bucket/prefix.")
+            err.print(
+                "[bold red]Error:[/] where to deliver is not said\n[dim]→[/] Give --to FOLDER or --to s3://bucket/prefix."
+            )
             raise typer.Exit(Exit.INVALID)
         with open_store() as store, bars(quiet=json):
             if assets:
@@ -182,14 +203,26 @@ def release(
                     ids = [find_asset(session, a).id for a in assets]
             else:
                 ids = list(approved_assets(campaign))
-            report = asyncio.run(release_assets(ids, _address(to), by or os_user(), channel)) if ids else {"released": [], "refused": []}
+            report = (
+                asyncio.run(release_assets(ids, _address(to), by or os_user(), channel))
+                if ids
+                else {"released": [], "refused": []}
+            )
         if json:
             emit(report)
         else:
             out.print(f"{len(report['released'])} released to {plain(_address(to))}, {len(report['refused'])} refused")
             for refusal in report["refused"]:
-                out.print(f"[red]refused[/] {refusal['asset'][:8]}: {plain(refusal['refused'])}\n[dim]→[/] {plain(refusal['next_step'])}")
-        raise typer.Exit(Exit.FAILED if report["refused"] and not report["released"] else Exit.PROBLEMS if report["refused"] else Exit.DONE)
+                out.print(
+                    f"[red]refused[/] {refusal['asset'][:8]}: {plain(refusal['refused'])}\n[dim]→[/] {plain(refusal['next_step'])}"
+                )
+        raise typer.Exit(
+            Exit.FAILED
+            if report["refused"] and not report["released"]
+            else Exit.PROBLEMS
+            if report["refused"]
+            else Exit.DONE
+        )
 
 
 def run() -> None:

@@ -55,11 +55,17 @@ def _drawn(tree: dict[str, Any]) -> Tree:
         s = v["settings"]
         settings = picture.add("settings")
         settings.add(f"prompt: {plain(s.get('prompt', ''))}")
-        settings.add(", ".join(f"{k} {plain(s[k])}" for k in ("seed", "steps", "scheduler", "guidance", "scale") if k in s))
+        settings.add(
+            ", ".join(f"{k} {plain(s[k])}" for k in ("seed", "steps", "scheduler", "guidance", "scale") if k in s)
+        )
         run = v["run"]
         made = picture.add("run")
-        made.add(f"asked for by {plain(run.get('requested_by', ''))} ({plain(run.get('trigger', ''))}), brief {run.get('brief_sha256', '')[:16]}…")
-        made.add(f"attempt {run.get('attempt')}, {plain(run.get('device', ''))} {plain(run.get('dtype', ''))}, {plain(run.get('made_at', ''))}")
+        made.add(
+            f"asked for by {plain(run.get('requested_by', ''))} ({plain(run.get('trigger', ''))}), brief {run.get('brief_sha256', '')[:16]}…"
+        )
+        made.add(
+            f"attempt {run.get('attempt')}, {plain(run.get('device', ''))} {plain(run.get('dtype', ''))}, {plain(run.get('made_at', ''))}"
+        )
         versions = v["code"].get("versions", {})
         made.add("code: " + plain(", ".join(f"{k} {x}" for k, x in sorted(versions.items()))))
         checks = picture.add("checks")
@@ -91,7 +97,11 @@ def audit_verify(json: Json = False) -> None:
             emit({name: asdict(report) for name, report in reports.items()})
         else:
             for name, report in reports.items():
-                told = "[green]whole[/]" if report.broken is None else f"[red]broken at row {report.broken}[/]: {plain(report.problem)}"
+                told = (
+                    "[green]whole[/]"
+                    if report.broken is None
+                    else f"[red]broken at row {report.broken}[/]: {plain(report.problem)}"
+                )
                 out.print(f"{name}: {report.rows} rows, {told}")
         raise typer.Exit(Exit.DONE if all(r.broken is None for r in reports.values()) else Exit.FAILED)
 
@@ -131,7 +141,8 @@ def gc(
 
         report = collect(delete=delete)
         emit(report) if json else out.print(
-            f"{report['blobs']} blobs, {report['garbage']} without a row" + (", deleted" if delete else "; --delete removes them")
+            f"{report['blobs']} blobs, {report['garbage']} without a row"
+            + (", deleted" if delete else "; --delete removes them")
         )
 
 

@@ -103,7 +103,9 @@ def emit(value: Any) -> None:
 
 
 def table(title: str, *columns: str) -> Table:
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
+    )
     for column in columns:
         made.add_column(column, overflow="fold")
     return made

@@ -66,7 +66,13 @@ def _summary(asset: Asset, stages: tuple[str, ...]) -> dict[str, Any]:
         "availability": asset.availability.value,
         "sha256": version.sha256 if version else None,
         "checks": [
-            {"name": c.name, "outcome": c.outcome.value, "value": c.value, "threshold": c.threshold, "message": c.message}
+            {
+                "name": c.name,
+                "outcome": c.outcome.value,
+                "value": c.value,
+                "threshold": c.threshold,
+                "message": c.message,
+            }
             for c in (version.checks if version else [])
         ],
     }
@@ -96,11 +102,21 @@ def show(
         if json:
             emit({**summary, "lineage": tree})
             return
-        out.print(f"[bold]{plain(summary['campaign'])} / {plain(summary['shot'])} #{summary['variant']}[/]  {summary['id']}")
-        out.print(f"review: {plain(summary['review'])} (stage {plain(summary['stage'])}), {plain(summary['availability'])}")
+        out.print(
+            f"[bold]{plain(summary['campaign'])} / {plain(summary['shot'])} #{summary['variant']}[/]  {summary['id']}"
+        )
+        out.print(
+            f"review: {plain(summary['review'])} (stage {plain(summary['stage'])}), {plain(summary['availability'])}"
+        )
         checks = table("Checks", "Check", "Outcome", "Value", "Threshold", "Finding")
         for c in summary["checks"]:
-            checks.add_row(plain(c["name"]), MARKS[CheckOutcome(c["outcome"])], _number(c["value"]), _number(c["threshold"]), plain(c["message"]))
+            checks.add_row(
+                plain(c["name"]),
+                MARKS[CheckOutcome(c["outcome"])],
+                _number(c["value"]),
+                _number(c["threshold"]),
+                plain(c["message"]),
+            )
         out.print(checks)
         decisions = [d for v in tree["versions"] for d in v["decisions"]]
         if decisions:
@@ -123,7 +139,7 @@ def _decide(assets: list[str], verdict: Verdict, by: str | None, reason: str, js
         from asset_store.reviewing.queue import find_asset
         from flows.wiring import open_store, os_user
 
-        results = []
+        results: list[dict[str, str]] = []
         with open_store() as store:
             for asset_id in assets:
                 with store.database.transaction() as session:
@@ -131,7 +147,9 @@ def _decide(assets: list[str], verdict: Verdict, by: str | None, reason: str, js
                     if asset.current is None:
                         raise NotFound("picture of asset", asset_id, "Run its campaign: the picture is not made yet.")
                     decided = decide(session, asset.id, verdict, by or os_user(), reason, asset.current.sha256)
-                    results.append({"asset": str(decided.id), "review": decided.review.value, "sha256": decided.current.sha256 if decided.current else None})
+                    results.append(
+                        {"asset": str(decided.id), "review": decided.review.value, "sha256": asset.current.sha256}
+                    )
         if json:
             emit(results)
         else:

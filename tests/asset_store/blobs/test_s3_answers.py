@@ -46,7 +46,8 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path not in self.server.objects:
-            return self._refuse(404, "NoSuchKey")
+            self._refuse(404, "NoSuchKey")
+            return
         data = self.server.objects[self.path]
         if self.server.cut_short:
             self.server.cut_short -= 1

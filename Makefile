@@ -1,0 +1,39 @@
+# Everything below makes and uses .venv in this checkout; nothing outside it is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help install demo test check bench-fidelity clean
+
+help:  ## say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+# torch first and alone: other packages would pull its newest build with gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Onmodel needs Python 3.11 or newer: make PYTHON=python3.11 demo"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed  ## make .venv with pinned dependencies
+
+demo: $(VENV)/installed  ## a library from S3, new pictures, review, release, lineage
+	@$(BIN)/python deploy/demo.py
+
+check: $(VENV)/installed  ## ruff, mypy, import contracts, migrations
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m migrations.check
+
+test: check  ## all checks, then all tests
+	$(BIN)/python -m pytest -q
+
+bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 100 characters it never saw
+	$(BIN)/python -m ipadapter_engine.evaluation.fidelity
+
+clean:  ## remove the environment and the demo's data
+	rm -rf $(VENV) demo

@@ -1,0 +1,138 @@
+"""The job table as a queue: nothing is made twice, nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from asset_store.database import Database
+from asset_store.repositories import jobs
+from asset_store.repositories.jobs import LOCK_SPACE, MAX_ATTEMPTS, ClaimedJob, MadePicture, NewJob
+from asset_store.tables import Job, JobState
+
+PICTURE = MadePicture("a" * 64, "b" * 64, "c" * 64, 64, 64, {"engine_s": 0.1})
+
+
+def some_jobs(count: int, batch_key: str = "sd15/512") -> list[NewJob]:
+    return [NewJob(f"{batch_key}-{i:03d}", batch_key, {"seed": i}) for i in range(count)]
+
+
+def state_of(session: Session, key: str) -> JobState:
+    return session.scalars(select(Job.state).where(Job.key == key)).one()
+
+
+def test_the_same_job_submitted_twice_is_one(session: Session) -> None:
+    assert jobs.submit(session, some_jobs(3)) == 3
+    assert jobs.submit(session, some_jobs(4)) == 1
+    assert jobs.queued(session) == 4
+
+
+def test_a_batch_has_one_batch_key_and_the_warm_one_comes_first(session: Session) -> None:
+    jobs.submit(session, [*some_jobs(2, "sd15/512"), *some_jobs(3, "sdxl/1024")])
+    batch = jobs.claim(session, worker=1, size=8, warm="sdxl/1024")
+    assert [j.key for j in batch] == [j.key for j in some_jobs(3, "sdxl/1024")]
+    assert {j.batch_key for j in jobs.claim(session, worker=1, size=8, warm="sdxl/1024")} == {"sd15/512"}
+
+
+def test_a_claimed_job_is_claimed_by_nobody_else(session: Session) -> None:
+    jobs.submit(session, some_jobs(2))
+    assert len(jobs.claim(session, worker=1, size=1)) == 1
+    assert len(jobs.claim(session, worker=2, size=8)) == 1
+    assert jobs.claim(session, worker=3, size=8) == []
+
+
+def test_completing_is_fenced_by_the_attempt(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    (first,) = jobs.claim(session, worker=1, size=1)
+    session.execute(text("UPDATE jobs SET lease_until = now() - interval '1 minute'"))
+    assert jobs.reap(session) == 1
+    (second,) = jobs.claim(session, worker=2, size=1)
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert not jobs.complete(session, first, PICTURE)
+    assert jobs.complete(session, second, PICTURE)
+    assert not jobs.complete(session, second, PICTURE)
+
+
+def test_a_job_that_fails_waits_then_is_set_aside_with_its_evidence(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        session.execute(text("UPDATE jobs SET not_before = now() - interval '1 second'"))
+        (job,) = jobs.claim(session, worker=1, size=1)
+        state = jobs.fail(session, job, f"try {attempt}")
+        assert jobs.claim(session, worker=1, size=1) == []
+    assert state is JobState.FAILED
+    evidence = session.scalars(select(Job.evidence)).one()
+    assert [e["message"] for e in evidence] == [f"try {n}" for n in range(1, MAX_ATTEMPTS + 1)]
+
+
+def test_a_set_aside_job_that_is_asked_for_again_starts_over(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    (job,) = jobs.claim(session, worker=1, size=1)
+    jobs.fail(session, job, "cannot be made", final=True)
+    assert jobs.submit(session, some_jobs(1)) == 1
+    assert state_of(session, job.key) is JobState.QUEUED
+
+
+def test_a_done_job_is_not_queued_again(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    (job,) = jobs.claim(session, worker=1, size=1)
+    jobs.complete(session, job, PICTURE)
+    assert jobs.submit(session, some_jobs(1)) == 0
+    assert state_of(session, job.key) is JobState.SUCCEEDED
+
+
+def test_jobs_of_a_worker_whose_connection_died_are_free_at_once(own_database: Database) -> None:
+    with own_database.direct() as alive:
+        with own_database.direct() as dying:
+            for connection, number in ((alive, 11), (dying, 22)):
+                connection.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_SPACE, number])
+            with own_database.transaction() as session:
+                jobs.submit(session, some_jobs(4))
+                jobs.claim(session, worker=11, size=2)
+                jobs.claim(session, worker=22, size=2)
+            with own_database.transaction() as session:
+                assert jobs.reap(session) == 0
+        with own_database.transaction() as session:
+            assert jobs.reap(session) == 2
+            assert [j.key for j in jobs.claim(session, worker=33, size=8)] == [j.key for j in some_jobs(4)[2:]]
+
+
+def test_a_worker_never_reaps_itself(own_database: Database) -> None:
+    with own_database.transaction() as session:
+        jobs.submit(session, some_jobs(1))
+        jobs.claim(session, worker=5, size=1)
+    with own_database.transaction() as session:
+        assert jobs.reap(session, me=5) == 0
+        assert jobs.reap(session, me=6) == 1
+
+
+def test_a_heartbeat_keeps_the_lease(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    jobs.claim(session, worker=1, size=1, lease_s=-5)
+    jobs.extend_lease(session, worker=1, lease_s=60)
+    assert jobs.reap(session, me=1) == 0
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_many_workers_at_once_take_every_job_exactly_once(own_database: Database, workers: int) -> None:
+    with own_database.transaction() as session:
+        jobs.submit(session, some_jobs(60))
+    taken: list[ClaimedJob] = []
+
+    def work(number: int) -> None:
+        while True:
+            with own_database.transaction() as session:
+                batch = jobs.claim(session, worker=number, size=4)
+            if not batch:
+                return
+            taken.extend(batch)
+
+    crew = [threading.Thread(target=work, args=(n,)) for n in range(1, workers + 1)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    assert sorted(j.key for j in taken) == [j.key for j in some_jobs(60)]

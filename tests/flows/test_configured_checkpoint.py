@@ -1,0 +1,62 @@
+"""The whole flow on checkpoints that the settings name: SD1.5 with a plus adapter, SDXL with a base one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from asset_store.tables import Embedding, LineageRecord
+from flows.campaign import run_campaign
+from flows.library import ingest_library
+from flows.wiring import open_store
+from tests.ipadapter_engine import tiny_checkpoints as tiny
+from tests.studio_home import Home
+
+pytestmark = pytest.mark.usefixtures("prefect")
+
+BRIEF = """\
+campaign: configured
+brand: lumen
+defaults: {steps: 2, variants: 2, choose: 2, size: 64x64}
+checks: {identity_min: -1, blank_spread: 0}
+shots:
+  - {name: one, character: Pip, prompt: a picture}
+"""
+
+
+@pytest.mark.parametrize(("layout", "variant"), [("sd15", "plus"), ("sdxl", "base")])
+def test_a_campaign_runs_on_the_checkpoint_of_the_settings(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, variant: str
+) -> None:
+    folder = {"sd15": tiny.write_sd15, "sdxl": tiny.write_sdxl}[layout](tmp_path / layout)
+    state = {"plus": tiny.plus_adapter_state, "base": tiny.base_adapter_state}[variant](tiny.open_unet(folder))
+    monkeypatch.setenv("ONMODEL_ENGINE__BASE", str(folder))
+    monkeypatch.setenv("ONMODEL_ENGINE__ADAPTER", str(tiny.write_safetensors(tmp_path / "adapter.safetensors", state)))
+    monkeypatch.setenv("ONMODEL_ENGINE__ENCODER", str(tiny.write_encoder(tmp_path / "clip")))
+    asyncio.run(ingest_library(str(home.library), "pat"))
+    report = asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat", "test"))
+    assert (report["made"], report["problems"]) == (2, [])
+    with home.database.transaction() as session:
+        hidden = session.scalars(select(Embedding.hidden_sha256)).all()
+        records = session.scalars(select(LineageRecord.record)).all()
+    assert all(hidden) == (variant == "plus")
+    assert {r["settings"]["family"] for r in records} == {layout}
+    assert {m["name"] for m in records[0]["models"] if m["role"] == "ip-adapter"} == {"adapter.safetensors"}
+
+
+def test_another_encoder_embeds_what_is_stored_without_reading_the_library_again(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(ingest_library(str(home.library), "pat"))
+    folder = tiny.write_sd15(tmp_path / "sd15")
+    adapter = tiny.write_safetensors(tmp_path / "a.safetensors", tiny.base_adapter_state(tiny.open_unet(folder)))
+    monkeypatch.setenv("ONMODEL_ENGINE__BASE", str(folder))
+    monkeypatch.setenv("ONMODEL_ENGINE__ADAPTER", str(adapter))
+    monkeypatch.setenv("ONMODEL_ENGINE__ENCODER", str(tiny.write_encoder(tmp_path / "clip")))
+    report = asyncio.run(ingest_library(str(home.library), "pat"))
+    assert (report["loaded"], report["embedded"], report["unchanged"]) == (0, 16, 16)
+    with open_store() as store, store.database.transaction() as session:
+        assert len(session.scalars(select(Embedding)).all()) == 32
