@@ -79,7 +79,8 @@ class Database:
         """The URL for people to read, the password left out."""
         if self._server is not None:
             return f"embedded PostgreSQL in {self._server.folder}"
-        return self.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        shown = self.url.set(drivername="postgresql").difference_update_query(["password", "sslpassword", "passfile"])
+        return shown.render_as_string(hide_password=True)
 
     def close(self) -> None:
         """Close the pool; the last process to close an embedded database stops its server."""

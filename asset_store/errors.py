@@ -1,34 +1,35 @@
 """Everything the asset store may refuse or fail with.
 
     OnmodelError                    message, next_step
-    └── StoreError
-        ├── PlaceInvalid            a store or library URL that names no usable place
-        ├── NotASha256              a blob was asked for by something that is no sha256 (also a ValueError)
-        ├── BlobMissing             sha256
-        ├── BlobCorrupt             key, expected, found
-        ├── BlobStoreUnreachable
-        ├── SourceUnreachable
-        ├── SourceObjectMissing     key
-        ├── SourceObjectTooBig      key, size_bytes, max_bytes
-        ├── SourceKeyRefused        key
-        ├── FileInvalid             problems
-        │   ├── LibraryFileInvalid
-        │   └── BriefInvalid
-        ├── PictureRefused          reason
-        ├── DatabaseUnreachable
-        ├── DatabaseTooOld          found
-        ├── DatabaseTooNew          revision
-        ├── VectorMissing
-        ├── NotFound                what, asked
-        ├── Ambiguous               asked, candidates
-        ├── TransitionRefused       current, event
-        ├── StaleVersion            expected, found
-        ├── FourEyes                by
-        ├── ReasonMissing
-        ├── LineageIncomplete       missing
-        ├── RightsRefused           problems
-        ├── ReleaseRefused
-        └── DeliveryFailed
+    ├── StoreError
+    │   ├── PlaceInvalid            a store or library URL that names no usable place
+    │   ├── NotASha256              a blob was asked for by something that is no sha256 (also a ValueError)
+    │   ├── BlobMissing             sha256
+    │   ├── BlobCorrupt             key, expected, found
+    │   ├── BlobStoreUnreachable
+    │   ├── SourceUnreachable
+    │   ├── SourceObjectMissing     key
+    │   ├── SourceObjectTooBig      key, size_bytes, max_bytes
+    │   ├── SourceKeyRefused        key
+    │   ├── FileInvalid             problems
+    │   │   ├── LibraryFileInvalid
+    │   │   └── BriefInvalid
+    │   ├── PictureRefused          reason
+    │   ├── DatabaseUnreachable
+    │   ├── DatabaseTooOld          found
+    │   ├── DatabaseTooNew          revision
+    │   ├── VectorMissing
+    │   ├── NotFound                what, asked
+    │   ├── Ambiguous               asked, candidates
+    │   ├── TransitionRefused       current, event
+    │   ├── StaleVersion            expected, found
+    │   ├── FourEyes                by
+    │   ├── ReasonMissing
+    │   ├── LineageIncomplete       missing
+    │   ├── RightsRefused           problems
+    │   ├── ReleaseRefused
+    │   └── DeliveryFailed
+    └── SettingsInvalid
 
 An error carries a sentence for a person (`message`) and what that person can do now (`next_step`). It can be
 pickled, so that a task in another process can raise it.
@@ -312,3 +313,7 @@ class ReleaseRefused(StoreError):
 
 class DeliveryFailed(StoreError):
     """A rendition could not be written to where it was to go; nothing was marked as released."""
+
+
+class SettingsInvalid(OnmodelError):
+    """An environment variable that cannot be what it says; names the variables, never their values."""

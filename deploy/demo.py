@@ -7,6 +7,7 @@ then types the same `onmodel` commands that a user would; everything lands in ./
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
+
+from asset_store.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "deploy" / "examples"
@@ -48,13 +51,17 @@ class Steps:
 
 def main() -> None:
     began = time.monotonic()
+    if (HOME / "postgres").exists():
+        EmbeddedServer(HOME).close()  # stops what a demo that was killed has left running
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # the demo's own S3 server need not tell each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     environment = {
-        **os.environ,
+        **{k: v for k, v in os.environ.items() if not k.startswith(("ONMODEL_", "PREFECT_", "AWS_"))},
+        "NO_PROXY": "127.0.0.1,localhost",
         "ONMODEL_HOME": str(HOME),
         "ONMODEL_S3__ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "demo",
@@ -62,8 +69,6 @@ def main() -> None:
         "AWS_DEFAULT_REGION": "us-east-1",
         "COLUMNS": os.environ.get("COLUMNS", "140"),
     }
-    for name in ("ONMODEL_DATABASE__URL", "ONMODEL_BLOBS__URL", "PREFECT_API_URL", "PREFECT_HOME"):
-        environment.pop(name, None)
     steps = Steps(environment)
     try:
         steps.took.append(("library to S3", upload(environment)))

@@ -24,6 +24,13 @@ def _size(value: str) -> str:
     return value
 
 
+def _prompt(value: str) -> str:
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("write text that can be stored: no NUL and no half surrogate pairs")
+    return value
+
+
+Prompt = Annotated[str, Field(max_length=2000), AfterValidator(_prompt)]
 Size = Annotated[str, AfterValidator(_size)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -35,7 +42,7 @@ class _Part(BaseModel):
 class Making(_Part):
     """How pictures are made; what a shot leaves out comes from `defaults`, what these leave out from the family."""
 
-    negative_prompt: str | None = Field(None, max_length=2000)
+    negative_prompt: Prompt | None = None
     scale: float | None = Field(None, ge=0, le=10)
     window: tuple[float, float] | None = None
     size: Size | None = None
@@ -62,7 +69,7 @@ class Shot(Making):
 
     name: Slug
     character: LineOfText
-    prompt: Annotated[str, Field(max_length=2000)]
+    prompt: Prompt
     references: Literal["choose"] | tuple[str | NamedReference, ...] = "choose"
     seed: Seed | None = None
     seeds: tuple[Seed, ...] | None = None

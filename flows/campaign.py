@@ -15,10 +15,11 @@ from prefect import flow, task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
-from asset_store.errors import StoreError
 from asset_store.repositories import jobs as job_table
-from asset_store.tables import Asset, Job, JobState
+from asset_store.reviewing.states import ReviewState
+from asset_store.tables import Asset, AssetVersion, Job, JobState
 from flows import finishing
 from flows.brief import parse_brief
 from flows.contact_sheet import campaign_sheet
@@ -30,6 +31,7 @@ from flows.worker import Worker
 
 POLL_S = 0.25
 GROUP = 64  # pictures a Prefect task waits for
+OUTAGE_S = 120.0  # how long a worker of this process waits for a database that went away
 
 
 @dataclass
@@ -60,9 +62,9 @@ async def run_campaign(
     workers: how many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
     sheet: where to write the contact sheet PNG; it is an artifact of the run in any case.
     """
-    campaign_id, keys, planned = await submit(brief, brief_name, by, trigger)
+    campaign_id, keys, planned, before = await submit(brief, brief_name, by, trigger)
     report("pictures", 0, len(keys))
-    result = CampaignReport(planned["campaign"], str(campaign_id), planned["pictures"], 0, planned["made_already"])
+    result = CampaignReport(planned["campaign"], str(campaign_id), planned["pictures"], 0, before)
     crew = [_Hand(keys) for _ in range(workers)]
     for hand in crew:
         hand.start()
@@ -73,7 +75,7 @@ async def run_campaign(
             await asyncio.to_thread(hand.finish)
     result.engine_s = round(sum(h.engine_s for h in crew), 2)
     result.review, result.problems = await conclude(campaign_id, keys)
-    result.made = sum(result.review.values()) - result.review.get("draft", 0) - result.reused
+    result.made = sum(result.review.values()) - result.review.get(ReviewState.DRAFT, 0) - result.reused
     path, png_url = await asyncio.to_thread(_draw_sheet, campaign_id, sheet)
     result.contact_sheet = path
     if png_url is not None:
@@ -85,19 +87,33 @@ async def run_campaign(
 @task(
     retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, tags=["campaign"], retry_condition_fn=if_it_may_pass
 )
-async def submit(brief: str, brief_name: str, by: str, trigger: str) -> tuple[uuid.UUID, list[str], dict[str, Any]]:
-    """Plan the brief and queue its jobs. Safe to repeat: job keys are unique."""
+async def submit(
+    brief: str, brief_name: str, by: str, trigger: str
+) -> tuple[uuid.UUID, list[str], dict[str, Any], int]:
+    """Plan the brief and queue its jobs: campaign, keys, plan, and how many pictures there were before.
 
-    def work() -> tuple[uuid.UUID, list[str], dict[str, Any]]:
+    Safe to repeat: job keys are unique.
+    """
+
+    def work() -> tuple[uuid.UUID, list[str], dict[str, Any], int]:
         with open_store() as store:
             plan = plan_campaign(store, parse_brief(brief, file=brief_name))
             campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger)
-            return campaign_id, keys, plan.as_json()
+            with store.database.transaction() as session:
+                there = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
+                before = session.scalars(there.where(Asset.campaign_id == campaign_id)).one()
+            return campaign_id, keys, plan.as_json(), before
 
     return await asyncio.to_thread(work)
 
 
-@task(cache_policy=NO_CACHE, retries=2, task_run_name="pictures {offset}+", tags=["campaign"])
+@task(
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+    task_run_name="pictures {offset}+",
+    tags=["campaign"],
+)
 async def await_pictures(keys: list[str], offset: int, total: int) -> dict[str, int]:
     """Wait until every job has ended: made, set aside or cancelled."""
 
@@ -126,7 +142,9 @@ async def conclude(campaign_id: uuid.UUID, keys: list[str]) -> tuple[dict[str, i
                     select(Asset.review, func.count()).where(Asset.campaign_id == campaign_id).group_by(Asset.review)
                 ).all()
                 bad = session.scalars(select(Job).where(Job.key.in_(keys), Job.state != JobState.SUCCEEDED)).all()
-            problems = [f"{j.state.value}: {j.evidence[-1]['message'] if j.evidence else 'no evidence'}" for j in bad]
+            problems = [
+                f"{j.state.value}: {j.evidence[-1].get('message', '') if j.evidence else 'no evidence'}" for j in bad
+            ]
             return {state.value: count for state, count in rows}, problems
 
     return await asyncio.to_thread(work)
@@ -160,20 +178,23 @@ class _Hand(threading.Thread):
         self._worker: Worker | None = None
 
     def run(self) -> None:
+        down_since: float | None = None
         while True:
             try:
                 with open_store() as store:
                     self._worker = Worker(store, engine(store.settings))
                     self.engine_s += self._worker.run(until=lambda: self._nothing_left(store)).engine_s
+                self.error = None
                 return
-            except StoreError as error:
+            except OperationalError as error:  # the database is away: try again for a while, the jobs are safe
                 self.error = error
-                return
-            except Exception as error:  # the database was away: try again, the jobs are safe
-                if self.error is not None and str(self.error) == str(error):
+                down_since = down_since or time.monotonic()
+                if time.monotonic() - down_since > OUTAGE_S:
                     return
-                self.error = error
                 time.sleep(1.0)
+            except Exception as error:  # anything else ends the flow with this error
+                self.error = error
+                return
 
     def _nothing_left(self, store: Store) -> bool:
         with store.database.transaction() as session:

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from asset_store.pictures import open_picture
 from asset_store.tables import Asset, Campaign, CheckOutcome, Job
+from flows.library import limits_of
 from flows.wiring import Store
 
 TILE_PX, GAP_PX, MARGIN_PX, LABEL_PX, HEAD_PX = 148, 12, 28, 40, 84
@@ -141,4 +142,4 @@ def _asset_tile(store: Store, asset: Asset) -> Tile:
 
 
 def _opened(store: Store, sha256: str) -> Image.Image:
-    return open_picture(store.blobs.get(sha256)).image
+    return open_picture(store.blobs.get(sha256), limits_of(store)).image

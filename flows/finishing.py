@@ -20,6 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.checks import (
+    POLICY_VERSION,
     CheckPolicy,
     check_blank,
     check_decodes,
@@ -36,12 +37,24 @@ from asset_store.repositories.jobs import ClaimedJob, MadePicture
 from asset_store.reviewing import decide
 from asset_store.reviewing.decide import CheckResult
 from asset_store.rights import licences
-from asset_store.tables import Asset, AssetVersion, Campaign, Character, Embedding, Job, JobState, Reference
+from asset_store.tables import (
+    Asset,
+    AssetVersion,
+    Campaign,
+    Character,
+    CheckOutcome,
+    Embedding,
+    Job,
+    JobState,
+    Reference,
+)
 from flows.wiring import Store
 from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.pipeline import Engine
 
 FALLBACK_IDENTITY = 0.5  # CLIP-I below which one cannot speak of the same character, where nothing can be calibrated
+
+OWN_SHARE = 0.1  # how far the calibrated threshold lies from the nearest other character towards the own references
 
 
 @dataclass(frozen=True)
@@ -103,13 +116,10 @@ def attach_finished(store: Store, keys: Sequence[str], made: Engine) -> int:
 def attach(session: Session, key: str, done: Finished, made: Engine) -> None:
     """Insert version, lineage and checks of every asset that waits for this job, and put it into review."""
     job = session.get_one(Job, key)
-    assets = session.scalars(
-        select(Asset)
-        .outerjoin(AssetVersion, AssetVersion.asset_id == Asset.id)
-        .where(Asset.job_key == key, AssetVersion.id.is_(None))
-        .order_by(Asset.id)
-        .with_for_update(of=Asset)
-    ).all()
+    waiting = select(Asset).where(Asset.job_key == key).order_by(Asset.id).with_for_update(of=Asset)
+    assets = [
+        a for a in session.scalars(waiting) if a.current is None
+    ]  # asked under the lock: another may have been first
     references = _references(session, job.recipe)
     for asset in assets:
         picture = AssetVersion(
@@ -155,6 +165,9 @@ def _checks(
             minimum = calibrated_identity(session, character, made.encoder.sha256)
         pooled = [np.asarray(v.pooled, dtype=np.float32) for v in vectors.values()]
         results.append(check_identity(done.embedding, pooled, minimum))
+    elif references:
+        told = "its references have no embedding of the encoder that is loaded"
+        results.append(CheckResult("identity", CheckOutcome.NOT_RUN, told, POLICY_VERSION))
     return results
 
 
@@ -166,8 +179,9 @@ def _character(session: Session, asset: Asset) -> Character:
 
 
 def calibrated_identity(session: Session, character: Character, encoder: str) -> float:
-    """The lowest CLIP-I that still speaks for this character: half-way between how alike its own references are
-    and how alike they are to the nearest other character of the brand."""
+    """The lowest CLIP-I that still speaks for this character: a little over how alike the nearest other character of
+    the brand is. References share a setting, so they are more alike than pictures in new scenes will be: half-way
+    to their own likeness would refuse right pictures."""
     rows = session.execute(
         select(Reference.character_id, Embedding.pooled)
         .join(Character, Character.id == Reference.character_id)
@@ -186,7 +200,7 @@ def calibrated_identity(session: Session, character: Character, encoder: str) ->
     likeness = np.stack(own) @ np.stack(own).T
     inside = float((likeness.sum() - len(own)) / (len(own) * (len(own) - 1)))
     outside = max(float((np.stack(own) @ np.stack(g).T).mean()) for g in groups.values())
-    return round(max(0.0, (inside + outside) / 2), 4) if inside > outside else FALLBACK_IDENTITY
+    return round(max(0.0, outside + OWN_SHARE * (inside - outside)), 4) if inside > outside else FALLBACK_IDENTITY
 
 
 # ---------------------------------------------------------------------------- lineage

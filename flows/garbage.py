@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from asset_store.blobs import FolderBlobs
 from asset_store.tables import AssetVersion, Embedding, Job, Reference
 from flows.wiring import open_store
 
@@ -21,6 +22,8 @@ def collect(*, delete: bool) -> dict[str, Any]:
                 named.update(session.scalars(select(column).distinct()))
         garbage = sorted(present - named)
         if delete:
+            if isinstance(store.blobs, FolderBlobs):
+                store.blobs.remove_leftovers()
             for sha256 in garbage:
                 store.blobs.delete(sha256)
     return {

@@ -17,17 +17,24 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from asset_store import audit
-from asset_store.errors import PictureRefused, SourceObjectMissing, SourceUnreachable, StoreError
+from asset_store.errors import (
+    PictureRefused,
+    SourceObjectMissing,
+    SourceObjectTooBig,
+    SourceUnreachable,
+    StoreError,
+)
 from asset_store.library import LibraryFile, LibrarySource, SourceObject, parse_library, safe_key
 from asset_store.library.library_file import LIBRARY_FILE
-from asset_store.pictures import OpenedPicture, PictureLimits, open_picture, pixel_sha256
+from asset_store.pictures import PictureLimits, open_picture, pixel_sha256
 from asset_store.repositories import libraries
 from asset_store.repositories.libraries import NewReference
 from asset_store.tables import Library, ReferenceState
 from flows.progress import report
 from flows.retrying import if_it_may_pass
-from flows.wiring import Store, engine, open_library, open_store
+from flows.wiring import Store, address_of, engine, open_library, open_store
 
+TRIED_AGAIN = ("missing", "unreadable", "too_many_bytes", "too_many_pixels")  # settings or permissions may have changed
 CHUNK = 256  # references a Prefect task; embedding batches are smaller
 
 
@@ -70,6 +77,7 @@ class _Plan:
 @flow(name="ingest-library", flow_run_name="ingest {url}", retries=0)
 async def ingest_library(url: str, by: str = "schedule") -> dict[str, Any]:
     """Load a reference library from an S3 prefix or a folder. Safe to repeat: unchanged pictures cost a listing."""
+    url = address_of(url)
     plan, encoder_name = await asyncio.to_thread(_with_store, _prepare, url, by)
     done = plan.report
     total = len(plan.fetch) + len(plan.embed_only)
@@ -103,7 +111,7 @@ def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
     objects = {o.key: o for o in listing}
     named = {r.file for r in file.references}
     with store.database.transaction() as session:
-        library = libraries.save_library(session, url, file, file_sha256, by=by)
+        library, changed = libraries.save_library(session, url, file, file_sha256)
         libraries.save_encoder(session, encoder.sha256, encoder.name, encoder.dim, encoder.preprocessing)
         known = libraries.known_references(session, library.id)
         refused = libraries.known_quarantine(session, library.id)
@@ -121,7 +129,11 @@ def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
             elif row is not None and (row.etag, row.size_bytes) == (found.etag, found.size):
                 libraries.describe(session, library, row, file, entry)
                 kept.append(row)
-            elif bad is not None and (bad.etag, bad.size_bytes) == (found.etag, found.size):
+            elif (
+                bad is not None
+                and bad.reason not in TRIED_AGAIN
+                and (bad.etag, bad.size_bytes) == (found.etag, found.size)
+            ):
                 result.quarantined.append(Refusal(bad.key, bad.reason, bad.message, bad.next_step))
             else:
                 fetch.append(found)
@@ -132,6 +144,9 @@ def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
         embed = libraries.missing_embeddings(
             session, {r.sha256 for r in kept if r.state is ReferenceState.ACTIVE}, encoder.sha256
         )
+        if changed:  # last: the audit's lock is held until the transaction ends
+            detail = {"url": url, "file_sha256": file_sha256}
+            audit.record(session, by, "library loaded", f"library/{library.id}", detail)
         return _Plan(library.id, tuple(fetch), tuple(sorted(embed)), result), encoder.name
 
 
@@ -183,80 +198,100 @@ async def embed_references(sha256s: list[str], offset: int, total: int) -> int:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """A picture that was downloaded and opened, or why it was not."""
+    """A picture that was downloaded, opened and stored, small enough to keep many: or why it was not."""
 
     found: SourceObject
-    data: bytes
-    opened: OpenedPicture | None
-    pixels_sha256: str
+    reference: NewReference | None
+    prepared: np.ndarray | None
     refusal: Refusal | None
 
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+
+class _Reader:
+    """What the reading threads do with one object; the full picture lives no longer than that."""
+
+    def __init__(self, store: Store, source: LibrarySource) -> None:
+        self.store, self.source = store, source
+        self.limits = limits_of(store)
+        self.encoder = engine(store.settings).encoder
+
+    def fetch(self, found: SourceObject) -> _Fetched:
+        """Download, open, store, prepare. SourceUnreachable where not the picture but the place is the trouble."""
+        try:
+            data = self.source.read(found.key, max_bytes=self.limits.max_bytes)
+            opened = open_picture(data, self.limits)
+        except SourceUnreachable as error:
+            read_library_file(self.source)  # raises if the whole library is out of reach: the task is tried again
+            return _Fetched(found, None, None, Refusal(found.key, "unreadable", error.message, error.next_step))
+        except PictureRefused as error:
+            return _Fetched(found, None, None, Refusal(found.key, error.reason, error.message, error.next_step))
+        except StoreError as error:
+            reason = "too_many_bytes" if isinstance(error, SourceObjectTooBig) else "refused"
+            return _Fetched(found, None, None, Refusal(found.key, reason, error.message, error.next_step))
+        reference = NewReference(
+            key=found.key,
+            sha256=self.store.blobs.put(data, "application/octet-stream"),
+            pixel_sha256=pixel_sha256(opened.image),
+            size_bytes=found.size,
+            etag=found.etag,
+            version_id=found.version_id,
+            format=opened.format,
+            width_px=opened.width_px,
+            height_px=opened.height_px,
+            notes=opened.notes,
+        )
+        return _Fetched(found, reference, self.encoder.prepare(opened.image), None)
 
 
-def _fetch(source: LibrarySource, found: SourceObject, limits: PictureLimits) -> _Fetched:
-    try:
-        data = source.read(found.key, max_bytes=limits.max_bytes)
-        opened = open_picture(data, limits)
-        return _Fetched(found, data, opened, pixel_sha256(opened.image), None)
-    except SourceUnreachable:
-        raise  # the place, not the picture: the task is tried again
-    except PictureRefused as error:
-        refusal = Refusal(found.key, error.reason, error.message, error.next_step)
-    except StoreError as error:
-        refusal = Refusal(found.key, type(error).__name__, error.message, error.next_step)
-    return _Fetched(found, b"", None, "", refusal)
+def limits_of(store: Store) -> PictureLimits:
+    """What the settings allow of a picture."""
+    settings = store.settings.ingest
+    return PictureLimits(max_bytes=settings.max_file_mb << 20, max_pixels=settings.max_megapixels * 1_000_000)
 
 
 def _load(store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
     settings = store.settings.ingest
-    limits = PictureLimits(max_bytes=settings.max_file_mb << 20, max_pixels=settings.max_megapixels * 1_000_000)
     source = open_library(store.settings, url)
     file, _ = read_library_file(source)
     by_key = {o.key: o for o in source.list()}
     wanted = [by_key[k] for k in keys if k in by_key]
     outcome: dict[str, Any] = {"loaded": 0, "embedded": 0, "quarantined": []}
+    reader = _Reader(store, source)
     with ThreadPoolExecutor(settings.readers, thread_name_prefix="reader") as pool:
-        for batch in _batched(_read_ahead(pool, source, wanted, limits, 2 * settings.batch), settings.batch):
-            good = [f for f in batch if f.opened is not None]
-            for fetched in good:
-                store.blobs.put(fetched.data, "application/octet-stream")
-            rows = _encode(store, {f.sha256: f.opened for f in good if f.opened is not None})
+        for batch in _batched(_read_ahead(pool, reader, wanted, 2 * settings.batch), settings.batch):
+            good = {f.reference.sha256: f.prepared for f in batch if f.reference is not None and f.prepared is not None}
+            rows = _encode(store, good)
             with store.database.transaction() as session:
                 library = session.get_one(Library, library_id)
                 for f in batch:
-                    if f.refusal is not None:
-                        r = f.refusal
+                    if f.reference is not None:
+                        libraries.save_reference(session, library, f.reference, file)
+                        outcome["loaded"] += 1
+                    elif (r := f.refusal) is not None:
                         libraries.quarantine(session, library, f.found, r.reason, r.message, r.next_step)
                         outcome["quarantined"].append(asdict(r))
-                    else:
-                        libraries.save_reference(session, library, _new_reference(f), file)
-                        outcome["loaded"] += 1
-                outcome["embedded"] += libraries.save_embeddings(session, engine(store.settings).encoder.sha256, rows)
+                outcome["embedded"] += libraries.save_embeddings(session, reader.encoder.sha256, rows)
             offset += len(batch)
             report("references", offset, total)
     return outcome
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, source: LibrarySource, wanted: Sequence[SourceObject], limits: PictureLimits, ahead: int
+    pool: ThreadPoolExecutor, reader: _Reader, wanted: Sequence[SourceObject], ahead: int
 ) -> Iterator[_Fetched]:
-    """Fetch in the listing's order, at most `ahead` pictures in memory: downloads go on while a batch is encoded."""
+    """Fetch in the listing's order, `ahead` of what is encoded: downloads and decoding go on meanwhile."""
     todo = iter(wanted)
-    window: list[Future[_Fetched]] = [pool.submit(_fetch, source, o, limits) for o in islice(todo, ahead)]
+    window: list[Future[_Fetched]] = [pool.submit(reader.fetch, o) for o in islice(todo, ahead)]
     while window:
         yield window.pop(0).result()
-        window += [pool.submit(_fetch, source, o, limits) for o in islice(todo, 1)]
+        window += [pool.submit(reader.fetch, o) for o in islice(todo, 1)]
 
 
-def _encode(store: Store, pictures: dict[str, OpenedPicture]) -> list[tuple[str, np.ndarray, str | None]]:
+def _encode(store: Store, prepared: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray, str | None]]:
     """Embedding rows of the pictures that the encoder has not seen yet; hidden states go to a blob."""
     made = engine(store.settings)
     with store.database.transaction() as session:
-        missing = sorted(libraries.missing_embeddings(session, set(pictures), made.encoder.sha256))
-    encoded = made.encoder.encode([pictures[s].image for s in missing], hidden=made.needs_hidden)
+        missing = sorted(libraries.missing_embeddings(session, set(prepared), made.encoder.sha256))
+    encoded = made.encoder.encode_prepared([prepared[s] for s in missing], hidden=made.needs_hidden)
     rows = []
     for sha256, e in zip(missing, encoded, strict=True):
         hidden = store.blobs.put(e.hidden.astype(np.float16).tobytes()) if e.hidden is not None else None
@@ -265,23 +300,15 @@ def _encode(store: Store, pictures: dict[str, OpenedPicture]) -> list[tuple[str,
 
 
 def _embed_stored(store: Store, sha256s: list[str], offset: int, total: int) -> int:
-    embedded = 0
+    embedded, encoder = 0, engine(store.settings).encoder
     for chunk in _chunks(sha256s, store.settings.ingest.batch):
-        rows = _encode(store, {s: open_picture(store.blobs.get(s)) for s in chunk})
+        opened = {s: encoder.prepare(open_picture(store.blobs.get(s), limits_of(store)).image) for s in chunk}
+        rows = _encode(store, opened)
         with store.database.transaction() as session:
-            embedded += libraries.save_embeddings(session, engine(store.settings).encoder.sha256, rows)
+            embedded += libraries.save_embeddings(session, encoder.sha256, rows)
         offset += len(chunk)
         report("references", offset, total)
     return embedded
-
-
-def _new_reference(f: _Fetched) -> NewReference:
-    assert f.opened is not None
-    return NewReference(
-        key=f.found.key, sha256=f.sha256, pixel_sha256=f.pixels_sha256, size_bytes=f.found.size, etag=f.found.etag,
-        version_id=f.found.version_id, format=f.opened.format, width_px=f.opened.width_px,
-        height_px=f.opened.height_px, notes=f.opened.notes,
-    )  # fmt: skip
 
 
 def _note_ingest(store: Store, library_id: uuid.UUID, by: str, done: IngestReport) -> None:

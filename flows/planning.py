@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -21,7 +20,7 @@ from asset_store.repositories import jobs as job_table
 from asset_store.repositories import libraries
 from asset_store.repositories.jobs import NewJob
 from asset_store.rights import licences
-from asset_store.tables import Asset, Campaign, Character, Encoder, Job, JobState, Reference
+from asset_store.tables import Asset, AssetVersion, Campaign, Character, Encoder, Job, JobState, Reference
 from flows.brief import Brief, Making, NamedReference, Shot
 from flows.wiring import Store, engine
 from ipadapter_engine.pipeline import Engine
@@ -29,6 +28,7 @@ from ipadapter_engine.requests import GenerationRequest
 
 DEFAULT_VARIANTS = 1
 DEFAULT_CHOICE = 1
+ROWS_A_STATEMENT = 1000  # PostgreSQL binds at most 65,535 values a statement
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def plan_campaign(store: Store, brief: Brief) -> CampaignPlan:
             chosen[shot.name] = why
             for variant, seed in enumerate(_seeds(brief, shot, making)):
                 recipe = _recipe(made, shot, making, references, seed)
-                job = NewJob(sha256_of(recipe), _batch_key(made, recipe), recipe)
+                job = NewJob(_job_key(recipe), _batch_key(made, recipe), recipe)
                 pictures.append(PlannedPicture(shot.name, variant, character.name, job))
         keys = {p.job.key for p in pictures}
         finished = job_table.states(session, sorted(keys)).get(JobState.SUCCEEDED, 0)
@@ -107,9 +107,12 @@ def plan_campaign(store: Store, brief: Brief) -> CampaignPlan:
 
 
 def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) -> tuple[uuid.UUID, list[str]]:
-    """Write campaign, assets and jobs in one transaction. Safe to repeat: the same brief is the same campaign."""
+    """Write campaign, assets and jobs in one transaction; the keys of all pictures that the campaign waits for.
+
+    Safe to repeat: the same brief is the same campaign, and a variant that has its picture keeps it, also when the
+    library has changed since and would be planned otherwise now.
+    """
     brief = plan.brief
-    keys = list(dict.fromkeys(p.job.key for p in plan.pictures))
     with store.database.transaction() as session:
         brand = libraries.get_brand(session, brief.brand)
         made = session.scalar(
@@ -127,27 +130,39 @@ def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) 
             .on_conflict_do_nothing()
             .returning(Campaign.id)
         )
-        campaign_id = (
-            made
-            or session.scalars(
-                select(Campaign.id).where(Campaign.name == brief.campaign, Campaign.brief_sha256 == plan.brief_sha256)
-            ).one()
-        )
-        job_table.submit(session, list({p.job.key: p.job for p in plan.pictures}.values()))
-        rows = [
-            {"id": uuid.uuid4(), "campaign_id": campaign_id, "shot": p.shot, "variant": p.variant, "job_key": p.job.key}
-            for p in plan.pictures
-        ]
-        session.execute(insert(Asset).values(rows).on_conflict_do_nothing())
+        same = (Campaign.name == brief.campaign, Campaign.brief_sha256 == plan.brief_sha256)
+        campaign_id = session.scalars(select(Campaign.id).where(*same).with_for_update()).one()
+        made_pictures = select(Asset.shot, Asset.variant, Asset.job_key).join(AssetVersion)
+        kept = {(r[0], r[1]): r[2] for r in session.execute(made_pictures.where(Asset.campaign_id == campaign_id))}
+        todo = [p for p in plan.pictures if (p.shot, p.variant) not in kept]
+        job_table.submit(session, list({p.job.key: p.job for p in todo}.values()))
+        for start in range(0, len(todo), ROWS_A_STATEMENT):
+            statement = insert(Asset).values(
+                [
+                    {
+                        "id": uuid.uuid4(),
+                        "campaign_id": campaign_id,
+                        "shot": p.shot,
+                        "variant": p.variant,
+                        "job_key": p.job.key,
+                    }
+                    for p in todo[start : start + ROWS_A_STATEMENT]
+                ]
+            )
+            session.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["campaign_id", "shot", "variant"], set_={"job_key": statement.excluded.job_key}
+                )
+            )
         if made is not None:
             detail = {
                 "name": brief.campaign,
                 "brief_sha256": plan.brief_sha256,
-                "pictures": len(rows),
+                "pictures": len(plan.pictures),
                 "trigger": trigger,
             }
             audit.record(session, by, "campaign requested", f"campaign/{campaign_id}", detail)
-    return campaign_id, keys
+    return campaign_id, list(dict.fromkeys(kept.get((p.shot, p.variant), p.job.key) for p in plan.pictures))
 
 
 # ---------------------------------------------------------------------------- one shot
@@ -177,7 +192,7 @@ def _references(
         return _named_references(session, shot, character, today)
     usable = libraries.usable_references(session, character.id, today)
     vectors = libraries.embeddings_of(session, {r.sha256 for r in usable}, made.encoder.sha256)
-    usable = [r for r in usable if r.sha256 in vectors]
+    usable = list({r.sha256: r for r in reversed(usable) if r.sha256 in vectors}.values())[::-1]  # each picture once
     if not usable:
         raise NotFound(
             "usable identity reference of", character.name, "Ingest its library with the encoder of today's settings."
@@ -186,7 +201,7 @@ def _references(
     centre = np.mean([u / np.linalg.norm(u) for u in units], axis=0)
     encoder = session.get_one(Encoder, made.encoder.sha256)
     ranked = libraries.nearest(session, centre, encoder, vectors, making.choose or DEFAULT_CHOICE)
-    first = {r.sha256: r for r in reversed(usable)}
+    first = {r.sha256: r for r in usable}
     pairs = [(first[sha], first[sha].weight) for sha, _ in ranked]
     why = [f"{first[sha].key} (chosen: {likeness:.2f} to the centre of {len(usable)})" for sha, likeness in ranked]
     return pairs, why
@@ -244,10 +259,25 @@ def _recipe(
     }
 
 
+def _job_key(recipe: dict[str, Any]) -> str:
+    """The sha256 of what determines the picture: contents by hash, not the names and ids they go by here."""
+    return sha256_of(
+        {
+            **recipe,
+            "models": [{"role": m["role"], "sha256": m["sha256"]} for m in recipe["models"]],
+            "references": [{"sha256": r["sha256"], "weight": r["weight"]} for r in recipe["references"]],
+        }
+    )
+
+
 def _batch_key(made: Engine, recipe: dict[str, Any]) -> str:
     """What jobs of one batch share, as a short text: models, size, steps, scheduler."""
-    models = sha256_of([m.sha256 for m in made.models])[:12]
-    return f"{recipe['family']}/{models}/{recipe['width_px']}x{recipe['height_px']}/{recipe['steps']}/{recipe['scheduler']}"
+    return f"{models_key(made)}{recipe['width_px']}x{recipe['height_px']}/{recipe['steps']}/{recipe['scheduler']}"
+
+
+def models_key(made: Engine) -> str:
+    """How the batch keys begin of all jobs that this engine can make."""
+    return f"{made.family.name}/{sha256_of([m.sha256 for m in made.models])[:12]}/"
 
 
 def _seconds_a_picture(session: Session, batch_keys: set[str]) -> float | None:
@@ -261,8 +291,3 @@ def _seconds_a_picture(session: Session, batch_keys: set[str]) -> float | None:
     )
     mean = session.scalar(select(func.avg(recent.c.s)))
     return None if mean is None else round(float(mean), 4)
-
-
-def recipe_json(recipe: dict[str, Any]) -> str:
-    """A recipe for people to read."""
-    return json.dumps(recipe, indent=2, ensure_ascii=False, sort_keys=True)

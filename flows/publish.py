@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from asset_store import releasing
 from asset_store.deliveries import open_place, renditions
-from asset_store.errors import StoreError
+from asset_store.errors import BlobStoreUnreachable, DatabaseUnreachable, DeliveryFailed, StoreError
 from asset_store.releasing import NewDelivery
 from asset_store.tables import Asset, LineageRecord
 from flows.progress import report
@@ -39,6 +39,8 @@ async def release_asset(asset_id: uuid.UUID, to: str, by: str, channel: str) -> 
     """Check the guards, write renditions, check them again and write the rows. Safe to repeat."""
     try:
         return await asyncio.to_thread(_release, asset_id, to, by, channel)
+    except (BlobStoreUnreachable, DatabaseUnreachable, DeliveryFailed):
+        raise  # the place, not the asset: the task is tried again
     except StoreError as error:
         return {"asset": str(asset_id), "refused": error.message, "next_step": error.next_step}
 

@@ -9,8 +9,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from asset_store.errors import SettingsInvalid
 
 
 class DatabaseSettings(BaseModel, frozen=True, extra="forbid"):
@@ -69,7 +72,20 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    return Settings()
+    """The settings of this environment; SettingsInvalid names every variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        told = [
+            f"{_variable(e['loc'])}: {e['msg'].lower()}" for e in error.errors(include_input=False, include_url=False)
+        ]
+    except SettingsError as error:
+        told = [str(error)]
+    raise SettingsInvalid("; ".join(told), "Correct or unset it; README.md lists the settings.")
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    return "ONMODEL_" + "__".join(str(p).upper() for p in place)
 
 
 def configure_prefect(settings: Settings, *, verbose: bool = False) -> None:

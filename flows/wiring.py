@@ -8,10 +8,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asset_store.blobs import BlobStore, open_blobs
+from asset_store.blobs.s3_client import is_s3_url, parse_s3_url
 from asset_store.database import Database, open_database
+from asset_store.errors import PlaceInvalid
 from asset_store.library import LibrarySource, open_source
 from flows.settings import Settings, load_settings
 
@@ -59,6 +62,18 @@ def open_store(settings: Settings | None = None) -> Iterator[Store]:
             if _users == 0 and _store is not None:
                 _store.database.close()
                 _store = None
+
+
+def address_of(url: str) -> str:
+    """One form for each place: s3://bucket/prefix without a slash at the end, a folder by its full path.
+
+    PlaceInvalid for any other scheme, which would else be taken for a folder's name.
+    """
+    if is_s3_url(url):
+        return str(parse_s3_url(url))
+    if "://" in url:
+        raise PlaceInvalid(f"{url} is neither a folder nor in S3", "Give a folder or s3://bucket/prefix.")
+    return str(Path(url).expanduser().resolve())
 
 
 def open_library(settings: Settings, url: str) -> LibrarySource:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+from sqlalchemy.exc import OperationalError
 
 from asset_store.errors import RightsRefused
 from asset_store.repositories import jobs as job_table
@@ -24,15 +25,17 @@ from asset_store.repositories import libraries
 from asset_store.repositories.jobs import CHANNEL, LOCK_SPACE, ClaimedJob
 from asset_store.rights import licences
 from flows import finishing
+from flows.planning import models_key
 from flows.progress import report
 from flows.wiring import Store
-from ipadapter_engine.errors import EngineError, RequestRefused
+from ipadapter_engine.errors import EngineError, GenerationFailed, RequestRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import GeneratedImage, GenerationRequest, ReferencePrompt
 
 LEASE_S = 60.0
 HEARTBEAT_S = 10.0
 IDLE_WAIT_S = 2.0
+RECONNECT_S = 2.0
 
 
 @dataclass
@@ -58,7 +61,9 @@ class Worker:
         self.batch_size = batch_size or store.settings.engine.max_batch or engine.family.max_batch
         self.tally = WorkerTally()
         self._stop = threading.Event()
+        self._ended = threading.Event()
         self._warm = ""
+        self._models = models_key(engine)
 
     def stop(self) -> None:
         """Finish the batch under way, then end."""
@@ -74,6 +79,7 @@ class Worker:
             pending: Future[None] | None = None
             try:
                 while not self._stop.is_set():
+                    connection.execute("SELECT 1")  # without its lock, what it claims would be taken from it at once
                     batch = self._claim()
                     if batch:
                         made = self._generate(batch)
@@ -90,7 +96,7 @@ class Worker:
                 if pending is not None:
                     pending.result()
             finally:
-                self._stop.set()
+                self._ended.set()
                 beat.join(timeout=HEARTBEAT_S)
         return self.tally
 
@@ -99,7 +105,9 @@ class Worker:
     def _claim(self) -> list[ClaimedJob]:
         with self.store.database.transaction() as session:
             job_table.reap(session, me=self.number)
-            batch = job_table.claim(session, worker=self.number, size=self.batch_size, warm=self._warm, lease_s=LEASE_S)
+            batch = job_table.claim(
+                session, worker=self.number, size=self.batch_size, warm=self._warm, models=self._models, lease_s=LEASE_S
+            )
         if batch:
             self._warm = batch[0].batch_key
         return batch
@@ -121,6 +129,11 @@ class Worker:
         began = time.monotonic()
         try:
             pictures = self.engine.generate([r for _, r in ready], max_batch=self.batch_size)
+        except GenerationFailed as error:
+            self.batch_size = max(1, self.batch_size // 2)  # the next batches fit, or one picture alone does not
+            for job, _ in ready:
+                self._fail(job, error.message)
+            return []
         except Exception as error:
             final = isinstance(error, RequestRefused)
             for job, _ in ready:
@@ -210,7 +223,7 @@ class Worker:
 
     def _heartbeat(self) -> None:
         """Extend the leases, from a thread and a connection of its own, while the engine is busy."""
-        while not self._stop.wait(HEARTBEAT_S):
+        while not self._ended.wait(HEARTBEAT_S):
             try:
                 with self.store.database.transaction() as session:
                     job_table.extend_lease(session, worker=self.number, lease_s=LEASE_S)
@@ -219,8 +232,26 @@ class Worker:
 
 
 def work_until_told(store: Store, engine: Engine, *, batch_size: int | None = None) -> WorkerTally:
-    """`onmodel worker`: run until SIGTERM or Ctrl-C, finishing the batch under way."""
+    """`onmodel worker`: run until SIGTERM or Ctrl-C, finishing the batch under way. A database that goes away is
+    waited for: its jobs are queued again as soon as a worker is back."""
     worker = Worker(store, engine, batch_size=batch_size)
+    told = threading.Event()
+
+    def end(*_: object) -> None:
+        told.set()
+        worker.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stop())
-    return worker.run()
+        signal.signal(number, end)
+    while True:
+        try:
+            return worker.run()
+        except OperationalError as error:
+            if told.is_set():
+                return worker.tally
+            tally, worker = worker.tally, Worker(store, engine, batch_size=batch_size)
+            worker.tally = tally
+            worker.tally.problems.append(f"database: {str(error).splitlines()[0]}")
+            told.wait(RECONNECT_S)
+            if told.is_set():
+                return worker.tally

@@ -73,13 +73,21 @@ class ImageEncoder:
             processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         return cls(model.to(device).eval(), processor, name=name, weights_sha256=sha256_of_weights(folder))
 
-    @torch.inference_mode()
     def encode(self, pictures: Sequence[Image.Image], *, hidden: bool = False) -> list[EncodedPicture]:
         """One forward pass over RGB pictures of any size."""
-        if not pictures:
+        return self.encode_prepared([self.prepare(p) for p in pictures], hidden=hidden)
+
+    def prepare(self, picture: Image.Image) -> np.ndarray:
+        """What the model sees of a picture: float32 (3, side, side), resized, cropped and normalised. Thread-safe."""
+        return np.asarray(self.processor(images=picture.convert("RGB"), return_tensors="np")["pixel_values"][0])
+
+    @torch.inference_mode()
+    def encode_prepared(self, prepared: Sequence[np.ndarray], *, hidden: bool = False) -> list[EncodedPicture]:
+        """One forward pass over what `prepare` returned."""
+        if not prepared:
             return []
-        inputs = self.processor(images=[p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
-        out = self.model(pixel_values=inputs.to(self.model.device, self.model.dtype), output_hidden_states=hidden)
+        inputs = torch.from_numpy(np.stack(prepared)).to(self.model.device, self.model.dtype)
+        out = self.model(pixel_values=inputs, output_hidden_states=hidden)
         pooled = out.image_embeds.float().cpu().numpy()
         states = out.hidden_states[-2].float().cpu().numpy() if hidden else [None] * len(pooled)
         return [EncodedPicture(p, h) for p, h in zip(pooled, states, strict=True)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ColumnElement, Text, any_, cast, func, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
 from asset_store.tables import Job, JobState
@@ -22,6 +22,9 @@ CHANNEL = "onmodel_jobs"
 LOCK_SPACE = 0x0A0DE1  # advisory locks of workers live in this space of (int4, int4) keys
 MAX_ATTEMPTS = 4
 BACKOFF_S = (1, 5, 30)
+MAX_LOST = 8  # attempts after which a job whose workers die every time is set aside
+ROWS_A_STATEMENT = 1000
+LOST = "the worker that made it was lost"
 
 
 @dataclass(frozen=True)
@@ -60,23 +63,31 @@ def submit(session: Session, jobs: Sequence[NewJob]) -> int:
     """Queue the jobs that do not exist yet and return how many; a set-aside or cancelled one is queued again."""
     if not jobs:
         return 0
+    queued = 0
     rows = [{"key": j.key, "batch_key": j.batch_key, "recipe": j.recipe, "state": JobState.QUEUED} for j in jobs]
-    new = session.scalars(insert(Job).values(rows).on_conflict_do_nothing().returning(Job.key)).all()
-    revived = session.scalars(
-        update(Job)
-        .where(Job.key.in_([j.key for j in jobs]), Job.state.in_([JobState.FAILED, JobState.CANCELLED]))
-        .values(state=JobState.QUEUED, attempt=0, not_before=func.now(), finished_at=None)
-        .returning(Job.key)
-    ).all()
+    for start in range(0, len(rows), ROWS_A_STATEMENT):
+        some = rows[start : start + ROWS_A_STATEMENT]
+        queued += len(session.scalars(insert(Job).values(some).on_conflict_do_nothing().returning(Job.key)).all())
+    set_aside = select(Job).where(_among([j.key for j in jobs]), Job.state.in_([JobState.FAILED, JobState.CANCELLED]))
+    for job in session.scalars(set_aside.order_by(Job.key).with_for_update()):
+        job.state, job.attempt, job.finished_at, job.evidence = JobState.QUEUED, 0, None, []
+        job.not_before = session.scalars(select(func.now())).one()
+        queued += 1
+    session.flush()
     session.execute(text(f"NOTIFY {CHANNEL}"))
-    return len(new) + len(revived)
+    return queued
+
+
+def _among(keys: Sequence[str]) -> ColumnElement[bool]:
+    """Keys as one array: a list would bind a value each, and a statement has at most 65,535."""
+    return Job.key == any_(cast(list(keys), ARRAY(Text)))
 
 
 _CLAIM = text(
     """
     WITH first AS (
         SELECT batch_key FROM jobs
-        WHERE state = 'queued' AND not_before <= clock_timestamp()
+        WHERE state = 'queued' AND not_before <= clock_timestamp() AND starts_with(batch_key, :models)
         ORDER BY (batch_key = :warm) DESC, seq LIMIT 1
     ), chosen AS (
         SELECT key FROM jobs
@@ -91,9 +102,16 @@ _CLAIM = text(
 )
 
 
-def claim(session: Session, *, worker: int, size: int, warm: str = "", lease_s: float = 60.0) -> list[ClaimedJob]:
-    """Take up to `size` queued jobs of one batch key, the warm one first. Empty when there is no work."""
-    rows = session.execute(_CLAIM, {"warm": warm, "size": size, "worker": worker, "lease_s": lease_s}).all()
+def claim(
+    session: Session, *, worker: int, size: int, warm: str = "", models: str = "", lease_s: float = 60.0
+) -> list[ClaimedJob]:
+    """Take up to `size` queued jobs of one batch key, the warm one first. Empty when there is no work.
+
+    `models`: how the batch keys begin that this worker can make; the others are left to workers that can.
+    """
+    rows = session.execute(
+        _CLAIM, {"warm": warm, "size": size, "models": models, "worker": worker, "lease_s": lease_s}
+    ).all()
     return [ClaimedJob(r.key, r.batch_key, r.attempt, r.recipe) for r in sorted(rows, key=lambda r: r.seq)]
 
 
@@ -131,7 +149,8 @@ def fail(session: Session, job: ClaimedJob, message: str, *, final: bool = False
         return row.state if row is not None else JobState.CANCELLED
     row.evidence = [*row.evidence, {"attempt": job.attempt, "message": message[:2000]}]
     row.claimed_by = row.lease_until = None
-    if final or job.attempt >= MAX_ATTEMPTS:
+    failures = sum(e.get("message") != LOST for e in row.evidence)
+    if final or failures >= MAX_ATTEMPTS:
         row.state, row.finished_at = JobState.FAILED, session.scalar(select(func.now()))
     else:
         row.state = JobState.QUEUED
@@ -163,15 +182,21 @@ _REAP = text(
             ))
         ) FOR UPDATE SKIP LOCKED
     )
-    UPDATE jobs SET state = 'queued', claimed_by = NULL, lease_until = NULL WHERE key IN (SELECT key FROM lost)
+    UPDATE jobs SET
+        state = CASE WHEN attempt >= :max_lost THEN 'failed' ELSE 'queued' END, claimed_by = NULL, lease_until = NULL,
+        evidence = evidence || jsonb_build_object('attempt', attempt, 'message', CAST(:lost AS text))
+    WHERE key IN (SELECT key FROM lost)
     RETURNING key
     """
 )
 
 
 def reap(session: Session, *, me: int = 0) -> int:
-    """Queue the jobs of lost workers again and return how many: their lock is free or their lease is over."""
-    lost = session.execute(_REAP, {"me": me, "space": LOCK_SPACE}).all()
+    """Queue the jobs of lost workers again and return how many: their lock is free or their lease is over.
+
+    A job whose workers were lost MAX_LOST times is set aside: it may be what kills them.
+    """
+    lost = session.execute(_REAP, {"me": me, "space": LOCK_SPACE, "max_lost": MAX_LOST, "lost": LOST}).all()
     if lost:
         session.execute(text(f"NOTIFY {CHANNEL}"))
     return len(lost)
@@ -179,7 +204,7 @@ def reap(session: Session, *, me: int = 0) -> int:
 
 def states(session: Session, keys: Sequence[str]) -> dict[JobState, int]:
     """How many of `keys` are in which state."""
-    rows = session.execute(select(Job.state, func.count()).where(Job.key.in_(keys)).group_by(Job.state)).all()
+    rows = session.execute(select(Job.state, func.count()).where(_among(keys)).group_by(Job.state)).all()
     return {row[0]: row[1] for row in rows}
 
 

@@ -13,7 +13,6 @@ from sqlalchemy import delete, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from asset_store import audit
 from asset_store.errors import NotFound
 from asset_store.library import LibraryFile, SourceObject
 from asset_store.tables import (
@@ -44,8 +43,8 @@ class NewReference:
     notes: tuple[str, ...]
 
 
-def save_library(session: Session, url: str, file: LibraryFile, file_sha256: str, *, by: str) -> Library:
-    """Make or update brand, characters and library from a library.yaml."""
+def save_library(session: Session, url: str, file: LibraryFile, file_sha256: str) -> tuple[Library, bool]:
+    """Make or update brand, characters and library from a library.yaml; True if it is new or was changed."""
     brand = session.scalar(select(Brand).where(Brand.name == file.brand.name).with_for_update())
     if brand is None:
         session.execute(
@@ -72,9 +71,7 @@ def save_library(session: Session, url: str, file: LibraryFile, file_sha256: str
     changed = library.file_sha256 != file_sha256 or library.id is None
     library.brand_id, library.file_sha256, library.loaded_at = brand.id, file_sha256, now
     session.flush()
-    if changed:
-        audit.record(session, by, "library loaded", f"library/{library.id}", {"url": url, "file_sha256": file_sha256})
-    return library
+    return library, changed
 
 
 def known_references(session: Session, library_id: uuid.UUID) -> dict[str, Reference]:
@@ -107,6 +104,8 @@ def save_reference(session: Session, library: Library, found: NewReference, file
         )  # fmt: skip
     elif row.state is ReferenceState.REMOVED:
         row.state = ReferenceState.ACTIVE
+    if row.state is ReferenceState.ACTIVE and _withdrawn(session, found.sha256):
+        row.state = ReferenceState.WITHDRAWN  # rights are of the picture, at whatever key it lies
     row.etag, row.version_id = found.etag, found.version_id
     describe(session, library, row, file, entry)  # before it is added: a question would flush it half-filled
     session.add(row)
@@ -122,6 +121,11 @@ def save_reference(session: Session, library: Library, found: NewReference, file
     session.execute(delete(Quarantined).where(Quarantined.library_id == library.id, Quarantined.key == found.key))
     session.flush()
     return row
+
+
+def _withdrawn(session: Session, sha256: str) -> bool:
+    rows = select(Reference.id).where(Reference.sha256 == sha256, Reference.state == ReferenceState.WITHDRAWN)
+    return session.scalar(rows.limit(1)) is not None
 
 
 def describe(session: Session, library: Library, row: Reference, file: LibraryFile, entry: Any) -> None:
@@ -255,7 +259,7 @@ def usable_references(session: Session, character_id: uuid.UUID, on: date, role:
                 Reference.role == role,
                 or_(Reference.licence_until.is_(None), Reference.licence_until >= on),
             )
-            .order_by(Reference.key)
+            .order_by(Reference.key, Reference.sha256, Reference.id)
         )
     )
 

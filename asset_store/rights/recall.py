@@ -86,7 +86,7 @@ def withdraw_reference(session: Session, reference_id: uuid.UUID, by: str, reaso
         .execution_options(populate_existing=True)
     )
     if reference is None:
-        raise NotFound("reference", str(reference_id), "`onmodel library show` lists references.")
+        raise NotFound("reference", str(reference_id), "`onmodel lineage` lists references.")
     first_time = reference.state is not ReferenceState.WITHDRAWN
     reference.state = ReferenceState.WITHDRAWN
     session.flush()
@@ -160,7 +160,14 @@ def _jobs_with(reference_id: uuid.UUID, state: JobState) -> Any:
 
 
 def _cancel_jobs(session: Session, reference_id: uuid.UUID, by: str, reason: str) -> tuple[str, ...]:
-    evidence = [{"cancelled_by": by, "reason": reason, "reference": str(reference_id)}]
+    evidence = [
+        {
+            "message": f"{by} withdrew a reference: {reason}",
+            "cancelled_by": by,
+            "reason": reason,
+            "reference": str(reference_id),
+        }
+    ]
     cancelled = session.scalars(
         update(Job)
         .where(Job.state == JobState.QUEUED, _uses(reference_id))

@@ -81,19 +81,29 @@ def _caption(data: PictureSet, i: int, rng: random.Random) -> str:
     return f"{describe_identity(data.identities[i], rng, 0.08)}, {describe_staging(data.stagings[i])}"
 
 
+POLISH_FROM = 0.7  # of the steps: from here on the base learns mostly at low noise
+MAX_WEIGHT = 6.0
+MAX_WEIGHT_POLISH = 16.0
+
+
 class _Objective:
-    """Noise a batch and weigh the error of the predicted clean latents."""
+    """Noise a batch and weigh the error of the predicted clean latents.
+
+    The weight is 1 + SNR, clipped: what a noise level is worth for the picture (x-prediction; Salimans and Ho, 2022).
+    Polishing draws low noise more often and clips later: shapes are known by then, clean edges are not.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.alphas = new_scheduler().alphas_cumprod.to(device)
 
-    def noised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def noised(self, x: Tensor, *, polish: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """x (n, c, h, w) -> noised latents, timesteps (n,), loss weights (n,)."""
-        t = torch.randint(0, len(self.alphas), (x.shape[0],), device=x.device)
+        uniform = torch.rand(x.shape[0], device=x.device)
+        t = ((uniform.square() if polish else uniform) * len(self.alphas)).long()
         a = self.alphas[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * x + (1 - a).sqrt() * torch.randn_like(x)
         snr = (a / (1 - a)).flatten()
-        return noisy, t, (1 + snr).clamp(max=6.0)
+        return noisy, t, (1 + snr).clamp(max=MAX_WEIGHT_POLISH if polish else MAX_WEIGHT)
 
 
 def _text_states(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Tensor:
@@ -112,7 +122,7 @@ def train_unet(
     def loss_of(step: int, index: np.ndarray) -> Tensor:
         rng = random.Random(step)
         x = data.latents[index].float().to(device, memory_format=torch.channels_last)
-        noisy, t, weight = objective.noised(x)
+        noisy, t, weight = objective.noised(x, polish=step >= POLISH_FROM * steps)
         text = _text_states(clip, tok, [_caption(data.pictures, i, rng) for i in index], device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             guess = unet(noisy, t, encoder_hidden_states=text).sample

@@ -29,7 +29,7 @@ from ipadapter_engine.training.first_stage import encode_all, fit_first_stage, n
 from ipadapter_engine.training.mascots import held_out_identities
 
 PICTURES = 80_000
-STEPS = {"clip": 1500, "unet": 2000, "adapter": 900, "judge": 700}
+STEPS = {"clip": 1500, "unet": 2800, "adapter": 1300, "judge": 700}
 
 
 class Recipe:

@@ -56,20 +56,15 @@ def ingest(
     """Load a reference library: check every picture, embed it, store it. Again: only what changed."""
     with speaking():
         from flows.library import ingest_library
-        from flows.wiring import open_store, os_user
+        from flows.wiring import address_of, open_store, os_user
 
         with open_store(), bars(quiet=json):
-            report = asyncio.run(ingest_library(_address(library), by or os_user()))
+            report = asyncio.run(ingest_library(address_of(library), by or os_user()))
         if json:
             emit(report)
         else:
             _show_ingest(report)
         raise typer.Exit(Exit.PROBLEMS if report["quarantined"] else Exit.DONE)
-
-
-def _address(library: str) -> str:
-    """A folder by its full path, so that the same library is the same from every directory."""
-    return library if library.lower().startswith("s3://") else str(Path(library).expanduser().resolve())
 
 
 def _show_ingest(report: dict[str, Any]) -> None:
@@ -190,13 +185,14 @@ def release(
     with speaking():
         from asset_store.reviewing.queue import find_asset
         from flows.publish import approved_assets, release_assets
-        from flows.wiring import open_store, os_user
+        from flows.wiring import address_of, open_store, os_user
 
         if not to:
             err.print(
                 "[bold red]Error:[/] where to deliver is not said\n[dim]→[/] Give --to FOLDER or --to s3://bucket/prefix."
             )
             raise typer.Exit(Exit.INVALID)
+        place = address_of(to)
         with open_store() as store, bars(quiet=json):
             if assets:
                 with store.database.transaction() as session:
@@ -204,14 +200,14 @@ def release(
             else:
                 ids = list(approved_assets(campaign))
             report = (
-                asyncio.run(release_assets(ids, _address(to), by or os_user(), channel))
+                asyncio.run(release_assets(ids, place, by or os_user(), channel))
                 if ids
                 else {"released": [], "refused": []}
             )
         if json:
             emit(report)
         else:
-            out.print(f"{len(report['released'])} released to {plain(_address(to))}, {len(report['refused'])} refused")
+            out.print(f"{len(report['released'])} released to {plain(place)}, {len(report['refused'])} refused")
             for refusal in report["refused"]:
                 out.print(
                     f"[red]refused[/] {refusal['asset'][:8]}: {plain(refusal['refused'])}\n[dim]→[/] {plain(refusal['next_step'])}"

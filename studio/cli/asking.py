@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from rich.tree import Tree
 
 from studio.cli.app import By, Json, app
-from studio.cli.console import Exit, emit, out, plain, speaking, table
+from studio.cli.console import Exit, Options, emit, out, plain, speaking, table
 
 audit_app = typer.Typer(no_args_is_help=True, help="The record of who did what.")
 app.add_typer(audit_app, name="audit")
@@ -180,6 +181,8 @@ def _examined(part: str, look: Callable[[], str]) -> Finding:
     try:
         found, ok, todo = look(), True, ""
     except Exception as error:  # whatever is wrong with a part is what doctor is there to say
+        if Options.debug:
+            traceback.print_exc()
         ok, found = False, str(error).splitlines()[0] if str(error) else type(error).__name__
         todo = getattr(error, "next_step", "") or "Run `onmodel --debug doctor` and read the traceback."
     return Finding(part, ok, found, todo, round(time.monotonic() - began, 2))
@@ -227,7 +230,7 @@ def _prefect() -> str:
     import httpx
 
     httpx.get(f"{address.rstrip('/')}/health", timeout=5).raise_for_status()
-    return f"server at {address}"
+    return f"server at {httpx.URL(address).copy_with(userinfo=b'')}"
 
 
 _PARTS: tuple[tuple[str, Callable[[], str]], ...] = (

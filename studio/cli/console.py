@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 refused or failed; 2 wrong usage or an invalid file; 3 don
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,12 +18,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sqlalchemy.exc import OperationalError
 
 from asset_store.errors import (
     BlobStoreUnreachable,
     DatabaseUnreachable,
     FileInvalid,
     OnmodelError,
+    SettingsInvalid,
     SourceUnreachable,
     VectorMissing,
 )
@@ -78,6 +79,15 @@ def _told(error: Exception) -> tuple[str, str, Exit]:
     """Message, next step and exit code of an error, ours or not."""
     if isinstance(error, FileInvalid):
         return error.message, error.next_step, Exit.INVALID
+    if isinstance(error, OperationalError):
+        why = (str(error.orig or error).strip().splitlines() or [""])[0]
+        return (
+            f"the database went away: {why}",
+            "Run the command again; `onmodel doctor` says what is wrong.",
+            Exit.UNREACHABLE,
+        )
+    if isinstance(error, SettingsInvalid):
+        return error.message, error.next_step, Exit.INVALID
     if isinstance(error, BlobStoreUnreachable | DatabaseUnreachable | SourceUnreachable | VectorMissing):
         return error.message, error.next_step, Exit.UNREACHABLE
     if isinstance(error, OnmodelError):
@@ -99,7 +109,7 @@ def _escaped(text: str) -> str:
 
 def emit(value: Any) -> None:
     """One JSON document on standard output, for `--json`."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def table(title: str, *columns: str) -> Table:
@@ -119,7 +129,7 @@ def plain(text: object) -> str:
 @contextmanager
 def bars(*, quiet: bool) -> Iterator[None]:
     """Progress bars on standard error for what the flows report."""
-    if quiet or os.environ.get("CI"):
+    if quiet or not err.is_terminal:
         yield
         return
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

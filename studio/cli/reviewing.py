@@ -8,7 +8,7 @@ import typer
 
 from asset_store.tables import Asset, CheckOutcome, Verdict
 from studio.cli.app import By, Json, app
-from studio.cli.console import emit, out, plain, speaking, table
+from studio.cli.console import Exit, emit, out, plain, speaking, table
 
 review_app = typer.Typer(no_args_is_help=True, help="Decide on pictures that wait for a person.")
 app.add_typer(review_app, name="review")
@@ -133,28 +133,44 @@ def _number(value: float | None) -> str:
 
 
 def _decide(assets: list[str], verdict: Verdict, by: str | None, reason: str, json: bool) -> None:
+    """Each asset stands alone: one that is refused does not hold up the others."""
     with speaking():
-        from asset_store.errors import NotFound
+        from asset_store.errors import NotFound, StoreError
         from asset_store.reviewing.decide import decide
         from asset_store.reviewing.queue import find_asset
         from flows.wiring import open_store, os_user
 
         results: list[dict[str, str]] = []
+        refusals: list[StoreError] = []
         with open_store() as store:
             for asset_id in assets:
-                with store.database.transaction() as session:
-                    asset = find_asset(session, asset_id)
-                    if asset.current is None:
-                        raise NotFound("picture of asset", asset_id, "Run its campaign: the picture is not made yet.")
-                    decided = decide(session, asset.id, verdict, by or os_user(), reason, asset.current.sha256)
-                    results.append(
-                        {"asset": str(decided.id), "review": decided.review.value, "sha256": asset.current.sha256}
-                    )
+                try:
+                    with store.database.transaction() as session:
+                        asset = find_asset(session, asset_id)
+                        if asset.current is None:
+                            raise NotFound(
+                                "picture of asset", asset_id, "Run its campaign: the picture is not made yet."
+                            )
+                        seen = asset.current.sha256
+                        decided = decide(session, asset.id, verdict, by or os_user(), reason, seen)
+                    results.append({"asset": str(decided.id), "review": decided.review.value, "sha256": seen})
+                except StoreError as error:
+                    if len(assets) == 1:
+                        raise
+                    refusals.append(error)
+                    results.append({"asset": asset_id, "refused": error.message, "next_step": error.next_step})
         if json:
             emit(results)
         else:
             for r in results:
-                out.print(f"{r['asset'][:8]} is now [bold]{plain(r['review'])}[/]")
+                if "refused" in r:
+                    out.print(
+                        f"[red]refused[/] {plain(r['asset'][:8])}: {plain(r['refused'])}\n[dim]→[/] {plain(r['next_step'])}"
+                    )
+                else:
+                    out.print(f"{r['asset'][:8]} is now [bold]{plain(r['review'])}[/]")
+        if refusals:
+            raise typer.Exit(Exit.FAILED if len(refusals) == len(assets) else Exit.PROBLEMS)
 
 
 @review_app.command()

@@ -203,3 +203,59 @@ def test_the_sweep_gives_a_done_job_its_asset(ingested: Home) -> None:
     assert asyncio.run(sweep())["attached"] == 6
     assert all(a.current for a in assets(ingested).values())
     assert asyncio.run(sweep()) == {"reaped": 0, "attached": 0}
+
+
+def test_a_library_that_changed_between_two_runs_leaves_made_pictures_alone(ingested: Home) -> None:
+    run()
+    before = {k: (a.id, a.job_key) for k, a in assets(ingested).items()}
+    Image.new("RGB", (90, 90), "gold").save(ingested.library / "pip" / "front.png")
+    asyncio.run(ingest_library(str(ingested.library), "pat"))
+    report = run()
+    assert (report["made"], report["reused"], report["problems"]) == (0, 6, [])
+    assert {k: (a.id, a.job_key) for k, a in assets(ingested).items()} == before
+
+
+def test_a_recall_between_two_runs_plans_the_missing_pictures_anew(ingested: Home) -> None:
+    with open_store() as store:
+        plan = plan_campaign(store, parse_brief(SMALL_BRIEF, file="brief.yaml"))
+        submit_campaign(store, plan, by="pat", trigger="test")
+    used = {r["key"] for p in plan.pictures for r in p.job.recipe["references"]}
+    for key in used:
+        withdraw(key, by="rita", reason="the contract ended")
+    report = run()
+    assert (report["made"], report["problems"]) == (6, [])
+    assert not used & {key for asset in assets(ingested).values() for key in _used(ingested, asset)}
+
+
+def test_jobs_for_other_models_are_left_to_workers_that_have_them(ingested: Home) -> None:
+    with open_store() as store:
+        plan = plan_campaign(store, parse_brief(SMALL_BRIEF, file="brief.yaml"))
+        _, keys = submit_campaign(store, plan, by="pat", trigger="test")
+        with store.database.transaction() as session:
+            session.execute(update(Job).values(batch_key="sdxl/other/1024x1024/30/euler"))
+        tally = Worker(store, engine(store.settings)).run(until=lambda: True)
+        with store.database.transaction() as session:
+            assert job_table.states(session, keys) == {JobState.QUEUED: 6}
+    assert (tally.made, tally.failed) == (0, 0)
+
+
+def test_withdrawn_bytes_under_another_name_stay_withdrawn(ingested: Home) -> None:
+    withdraw("pip/front.png", by="rita", reason="the contract ended")
+    copy = ingested.library / "pip" / "again.png"
+    copy.write_bytes((ingested.library / "pip" / "front.png").read_bytes())
+    with (ingested.library / "library.yaml").open("a") as file:
+        file.write("  - {file: pip/again.png, character: Pip, role: identity}\n")
+    asyncio.run(ingest_library(str(ingested.library), "pat"))
+    with ingested.database.transaction() as session:
+        states = session.scalars(select(Reference.state).where(Reference.key == "pip/again.png")).all()
+    assert [s.value for s in states] == ["withdrawn"]
+
+
+def test_job_keys_speak_of_contents_not_of_this_database(ingested: Home) -> None:
+    with open_store() as store:
+        first = plan_campaign(store, parse_brief(SMALL_BRIEF, file="brief.yaml"))
+        with store.database.transaction() as session:
+            for row in session.scalars(select(Reference)):
+                row.key = "moved/" + row.key
+        second = plan_campaign(store, parse_brief(SMALL_BRIEF, file="brief.yaml"))
+    assert [p.job.key for p in first.pictures] == [p.job.key for p in second.pictures]

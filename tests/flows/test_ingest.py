@@ -170,3 +170,17 @@ def test_what_was_done_is_audited(home: Home) -> None:
     with home.database.transaction() as session:
         rows = session.scalars(select(AuditRow).order_by(AuditRow.seq)).all()
     assert [(r.actor, r.action) for r in rows] == [("pat", "library loaded"), ("pat", "library ingested")]
+
+
+def test_one_file_that_may_not_be_read_does_not_stop_the_others(
+    home: Home, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object in cold storage answers InvalidObjectState; the rest of the library is loaded."""
+    monkeypatch.setenv("ONMODEL_S3__ENDPOINT_URL", s3.endpoint_url)
+    client = s3.client()
+    for path in home.library.rglob("*.*"):
+        key = path.relative_to(home.library).as_posix()
+        cold = {"StorageClass": "GLACIER"} if key == "bo/front.png" else {}
+        client.put_object(Bucket=bucket, Key=f"lumen/{key}", Body=path.read_bytes(), **cold)
+    report = ingest(f"s3://{bucket}/lumen/")
+    assert (report["loaded"], [q["reason"] for q in report["quarantined"]]) == (15, ["unreadable"])

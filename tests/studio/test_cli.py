@@ -110,3 +110,19 @@ def test_asking_for_review_loads_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'prefect' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/x", "https://example.test/x"])
+def test_another_scheme_is_not_taken_for_a_folder(home: Home, place: str) -> None:
+    for command in (["ingest", place], ["release", "--to", place]):
+        answer = home.onmodel(*command)
+        assert answer.code == 1
+        assert "neither a folder nor in S3" in answer.err
+    assert not list(home.path.glob("*:*"))
+
+
+def test_a_wrong_setting_is_named_without_its_value(home: Home) -> None:
+    answer = home.onmodel("doctor", ONMODEL_INGEST__BATCH="secret-word")
+    assert answer.code == 2
+    assert "ONMODEL_INGEST__BATCH" in answer.err
+    assert "secret-word" not in answer.err

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from asset_store.database import Database
 from asset_store.repositories import jobs
-from asset_store.repositories.jobs import LOCK_SPACE, MAX_ATTEMPTS, ClaimedJob, MadePicture, NewJob
+from asset_store.repositories.jobs import LOCK_SPACE, MAX_ATTEMPTS, MAX_LOST, ClaimedJob, MadePicture, NewJob
 from asset_store.tables import Job, JobState
 
 PICTURE = MadePicture("a" * 64, "b" * 64, "c" * 64, 64, 64, {"engine_s": 0.1})
@@ -136,3 +136,25 @@ def test_many_workers_at_once_take_every_job_exactly_once(own_database: Database
     for thread in crew:
         thread.join()
     assert sorted(j.key for j in taken) == [j.key for j in some_jobs(60)]
+
+
+def test_a_job_that_kills_every_worker_is_set_aside(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    for number in range(1, MAX_LOST + 1):
+        assert len(jobs.claim(session, worker=number, size=1)) == 1
+        assert jobs.reap(session) == 1
+    assert state_of(session, some_jobs(1)[0].key) is JobState.FAILED
+    assert jobs.claim(session, worker=99, size=1) == []
+
+
+def test_a_worker_takes_only_what_its_models_can_make(session: Session) -> None:
+    jobs.submit(session, [*some_jobs(2, "sd15/abc/512"), *some_jobs(2, "sdxl/def/1024")])
+    assert {j.batch_key for j in jobs.claim(session, worker=1, size=8, models="sdxl/def/")} == {"sdxl/def/1024"}
+    assert jobs.claim(session, worker=1, size=8, models="flux/") == []
+
+
+def test_ten_thousand_jobs_are_one_submission(session: Session) -> None:
+    many = some_jobs(11_000)
+    assert jobs.submit(session, many) == 11_000
+    assert jobs.submit(session, many) == 0
+    assert jobs.states(session, [j.key for j in many]) == {JobState.QUEUED: 11_000}
