@@ -13,8 +13,7 @@ from asset_store.library.keys import safe_key
 from asset_store.library.models import LineOfText, Slug
 from asset_store.library.yaml_lines import YamlDocument
 from asset_store.library.yaml_model import parse_yaml
-
-MAX_SEED = 2**63 - 1
+from ipadapter_engine.requests import MAX_SEED
 
 
 def _size(value: str) -> str:

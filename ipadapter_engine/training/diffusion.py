@@ -204,35 +204,3 @@ def train_adapter(
     finally:
         installed.eject()
     return adapter
-
-
-@torch.no_grad()
-def sample(
-    unet: UNet2DConditionModel,
-    text: Tensor,
-    *,
-    seed: int,
-    steps: int = 20,
-    guidance: float = 2.0,
-    installed: Installed | None = None,
-    image: Tensor | None = None,
-    scale: float = 1.0,
-) -> Tensor:
-    """Latents (n, c, h, w) for text states (2n, tokens, dim), the unconditional half first. For looking on while training."""
-    scheduler = new_scheduler()
-    scheduler.set_timesteps(steps)
-    n = text.shape[0] // 2
-    x = torch.randn(n, LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(seed))
-    prompt = None
-    if image is not None:
-        prompt = ImagePrompt(image, torch.zeros(image.shape[:2]), torch.full((2 * n,), scale))
-    conditioning = Conditioning(prompt)
-    for t in scheduler.timesteps:
-        if installed is not None:
-            with installed.slot.holding(conditioning):
-                guess = unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample
-        else:
-            guess = unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample
-        empty, full = guess.chunk(2)
-        x = scheduler.step(empty + guidance * (full - empty), t, x).prev_sample
-    return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -194,26 +194,25 @@ def request_changes(assets: AssetIds, reason: Reason, by: By = None, json: Json 
 @review_app.command()
 def waive(asset_id: str, reason: Reason, by: By = None, json: Json = False) -> None:
     """Let an asset with a failed check into review, with a reason that stays on record."""
-    with speaking():
-        from asset_store.reviewing import decide
-        from asset_store.reviewing.queue import find_asset
-        from flows.wiring import open_store, os_user
-
-        with open_store() as store, store.database.transaction() as session:
-            asset = decide.waive(session, find_asset(session, asset_id).id, by or os_user(), reason)
-        answer = {"asset": str(asset.id), "review": asset.review.value}
-        emit(answer) if json else out.print(f"{str(asset.id)[:8]} is now [bold]{plain(asset.review.value)}[/]")
+    _back_into_review("waive", asset_id, by, reason, json)
 
 
 @review_app.command()
 def reopen(asset_id: str, reason: Reason, by: By = None, json: Json = False) -> None:
     """Take a decided asset back into review before its release; the old decision stays on record."""
+    _back_into_review("reopen", asset_id, by, reason, json)
+
+
+def _back_into_review(
+    event: Literal["waive", "reopen"], asset_id: str, by: str | None, reason: str, json: bool
+) -> None:
     with speaking():
         from asset_store.reviewing import decide
         from asset_store.reviewing.queue import find_asset
         from flows.wiring import open_store, os_user
 
+        move = {"waive": decide.waive, "reopen": decide.reopen}[event]
         with open_store() as store, store.database.transaction() as session:
-            asset = decide.reopen(session, find_asset(session, asset_id).id, by or os_user(), reason)
+            asset = move(session, find_asset(session, asset_id).id, by or os_user(), reason)
         answer = {"asset": str(asset.id), "review": asset.review.value}
         emit(answer) if json else out.print(f"{str(asset.id)[:8]} is now [bold]{plain(asset.review.value)}[/]")
