@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy.orm import Session
@@ -11,6 +12,8 @@ from sqlalchemy.orm import Session
 from asset_store.database import Database, open_database
 
 _numbers = itertools.count(1)
+VERSIONS = Path(__file__).resolve().parent.parent / "migrations" / "versions"
+HEAD = max(f.name[:4] for f in VERSIONS.glob("[0-9]*.py"))  # the newest migration
 
 
 @pytest.fixture(scope="session")

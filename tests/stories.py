@@ -21,13 +21,20 @@ from asset_store.tables import (
     AssetVersion,
     Brand,
     Campaign,
+    Character,
     CheckOutcome,
     Embedding,
     Encoder,
+    Evaluation,
+    IdentityThreshold,
     Job,
     JobState,
     Library,
+    ModelKind,
+    ModelReference,
+    Preset,
     Reference,
+    TrainedModel,
     Verdict,
 )
 
@@ -95,6 +102,33 @@ def an_embedding(session: Session, reference: Reference, encoder: str = "clip") 
     session.add(embedding)
     session.flush()
     return embedding
+
+
+def what_was_trained(session: Session, reference: Reference) -> TrainedModel:
+    """A model of the character that the reference shows, and a row of everything else that is known of models."""
+    character = Character(brand_id=a_brand(session).id, name=f"Bobo {next(_numbers)}")
+    session.add(character)
+    session.flush()
+    embedding = an_embedding(session, reference)
+    model = TrainedModel(
+        kind=ModelKind.CHARACTER, name=f"bobo/{character.name}", version=1, character_id=character.id,
+        sha256=a_sha256(character.name), size_bytes=1, base_name="base", base_sha256=a_sha256("base"), settings={},
+        figures={}, made_by=REQUESTER,
+    )  # fmt: skip
+    session.add(model)
+    session.flush()
+    session.add_all(
+        [
+            ModelReference(model_id=model.id, reference_id=reference.id),
+            Evaluation(protocol="own", settings={}, models=[], rows=[], made_by=REQUESTER),
+            Preset(character_id=character.id, models_sha256=a_sha256("base"), version=1, scale=0.8, window_start=0.0,
+                   window_end=1.0, target={}, curve=[], made_by=REQUESTER),
+            IdentityThreshold(character_id=character.id, encoder_sha256=embedding.encoder_sha256, version=1,
+                              threshold=0.5, evidence={}, made_by=REQUESTER),
+        ]
+    )  # fmt: skip
+    session.flush()
+    return model
 
 
 def a_campaign(

@@ -25,7 +25,10 @@ class EmbeddingNode:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceNode:
-    """A reference as it was used (`key`, `sha256`, `licence`, `weight`) and its state now."""
+    """A reference as it was used (`key`, `sha256`, `licence`, `weight`, `part`, `chosen`) and its state now.
+
+    part: what it has to do with the picture, such as the adapter that heard it; chosen: how it was chosen.
+    """
 
     id: str
     key: str
@@ -36,6 +39,8 @@ class ReferenceNode:
     licence_until: str | None
     state: str
     embeddings: tuple[EmbeddingNode, ...]
+    part: tuple[str, ...] = ()
+    chosen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,8 @@ def _references(session: Session, used: list[dict[str, Any]]) -> tuple[Reference
                 licence_until=now.licence_until.isoformat() if now and now.licence_until else None,
                 state=now.state.value if now else "unknown",
                 embeddings=tuple(embeddings.get(item["sha256"], ())),
+                part=tuple(item.get("part", ())),
+                chosen=item.get("chosen", ""),
             )
         )
     return tuple(nodes)

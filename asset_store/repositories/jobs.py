@@ -22,9 +22,10 @@ CHANNEL = "onmodel_jobs"
 LOCK_SPACE = 0x0A0DE1  # advisory locks of workers live in this space of (int4, int4) keys
 MAX_ATTEMPTS = 4
 BACKOFF_S = (1, 5, 30)
-MAX_LOST = 8  # attempts after which a job whose workers die every time is set aside
+MAX_LOST = 8  # lost workers after which a job is set aside
 ROWS_A_STATEMENT = 1000
 LOST = "the worker that made it was lost"
+WAITS = "given back, as"  # how the evidence begins of a job that waits for a worker that can make it
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ class MadePicture:
 
 
 def submit(session: Session, jobs: Sequence[NewJob]) -> int:
-    """Queue the jobs that do not exist yet and return how many; a set-aside or cancelled one is queued again."""
+    """Queue the jobs that do not exist yet and return how many; a set-aside or cancelled one is queued again.
+
+    One that is queued again takes the new recipe: what the old one named of this database, such as the row of a
+    reference that was renamed since, may be why it was cancelled.
+    """
     if not jobs:
         return 0
     queued = 0
@@ -69,8 +74,10 @@ def submit(session: Session, jobs: Sequence[NewJob]) -> int:
         some = rows[start : start + ROWS_A_STATEMENT]
         queued += len(session.scalars(insert(Job).values(some).on_conflict_do_nothing().returning(Job.key)).all())
     set_aside = select(Job).where(_among([j.key for j in jobs]), Job.state.in_([JobState.FAILED, JobState.CANCELLED]))
+    asked = {j.key: j for j in jobs}
     for job in session.scalars(set_aside.order_by(Job.key).with_for_update()):
         job.state, job.attempt, job.finished_at, job.evidence = JobState.QUEUED, 0, None, []
+        job.recipe, job.batch_key = asked[job.key].recipe, asked[job.key].batch_key
         job.not_before = session.scalars(select(func.now())).one()
         queued += 1
     session.flush()
@@ -88,11 +95,17 @@ _CLAIM = text(
     WITH first AS (
         SELECT batch_key FROM jobs
         WHERE state = 'queued' AND not_before <= clock_timestamp() AND starts_with(batch_key, :models)
+            AND key <> ALL(CAST(:without AS text[]))
         ORDER BY (batch_key = :warm) DESC, seq LIMIT 1
-    ), chosen AS (
-        SELECT key FROM jobs
+    ), free AS (
+        SELECT key, seq, coalesce(CAST(recipe #>> '{best_of,candidates}' AS integer), 1) AS pictures FROM jobs
         WHERE state = 'queued' AND not_before <= clock_timestamp() AND batch_key = (SELECT batch_key FROM first)
+            AND key <> ALL(CAST(:without AS text[]))
         ORDER BY seq LIMIT :size FOR UPDATE SKIP LOCKED
+    ), chosen AS (
+        SELECT key FROM (
+            SELECT key, sum(pictures) OVER (ORDER BY seq) AS total, row_number() OVER (ORDER BY seq) AS place FROM free
+        ) AS counted WHERE total <= :size OR place = 1
     )
     UPDATE jobs SET state = 'running', attempt = attempt + 1, claimed_by = :worker,
                     lease_until = clock_timestamp() + make_interval(secs => :lease_s)
@@ -103,15 +116,17 @@ _CLAIM = text(
 
 
 def claim(
-    session: Session, *, worker: int, size: int, warm: str = "", models: str = "", lease_s: float = 60.0
-) -> list[ClaimedJob]:
-    """Take up to `size` queued jobs of one batch key, the warm one first. Empty when there is no work.
+    session: Session, *, worker: int, size: int, warm: str = "", models: str = "", without: Sequence[str] = (),
+    lease_s: float = 60.0,
+) -> list[ClaimedJob]:  # fmt: skip
+    """Take queued jobs of one batch key, the warm one first, for up to `size` pictures; at least one job, and none only
+    when there is no work. A job with candidates counts as that many pictures.
 
     `models`: how the batch keys begin that this worker can make; the others are left to workers that can.
+    `without`: keys that it found it cannot make.
     """
-    rows = session.execute(
-        _CLAIM, {"warm": warm, "size": size, "models": models, "worker": worker, "lease_s": lease_s}
-    ).all()
+    asked = {"warm": warm, "size": size, "models": models, "without": list(without), "worker": worker}
+    rows = session.execute(_CLAIM, {**asked, "lease_s": lease_s}).all()
     return [ClaimedJob(r.key, r.batch_key, r.attempt, r.recipe) for r in sorted(rows, key=lambda r: r.seq)]
 
 
@@ -149,16 +164,48 @@ def fail(session: Session, job: ClaimedJob, message: str, *, final: bool = False
         return row.state if row is not None else JobState.CANCELLED
     row.evidence = [*row.evidence, {"attempt": job.attempt, "message": message[:2000]}]
     row.claimed_by = row.lease_until = None
-    failures = sum(e.get("message") != LOST for e in row.evidence)
+    failures = sum(e.get("message") != LOST and "since" not in e for e in row.evidence)
     if final or failures >= MAX_ATTEMPTS:
         row.state, row.finished_at = JobState.FAILED, session.scalar(select(func.now()))
     else:
         row.state = JobState.QUEUED
-        pause = BACKOFF_S[min(job.attempt - 1, len(BACKOFF_S) - 1)]
-        now: datetime = session.scalars(select(func.clock_timestamp())).one()
-        row.not_before = now + timedelta(seconds=pause)
+        row.not_before = _now(session) + timedelta(seconds=BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
     session.flush()
     return row.state
+
+
+def release(
+    session: Session, job: ClaimedJob, pause_s: float, *, why: str = "", patience_s: float = float("inf")
+) -> JobState:
+    """Give a job back to the queue, to be claimed again after `pause_s`; no failure is counted.
+
+    `why`: a sentence without its full stop on what the worker lacks. It is noted with its time, and a job that is given
+    back for nothing but such reasons for longer than `patience_s` is set aside. The attempt number stays used, so
+    that whoever gave the job back can no longer finish it.
+    """
+    row = session.get(Job, job.key, with_for_update=True)
+    if row is None or row.attempt != job.attempt or row.state is not JobState.RUNNING:
+        return row.state if row is not None else JobState.CANCELLED
+    row.state, row.claimed_by, row.lease_until = JobState.QUEUED, None, None
+    now = _now(session)
+    row.not_before = now + timedelta(seconds=pause_s)
+    if why:
+        noted = row.evidence[-1] if row.evidence and "since" in row.evidence[-1] else None
+        since = now if noted is None else datetime.fromisoformat(noted["since"])
+        if noted is None:
+            note = {"attempt": job.attempt, "message": f"{WAITS} {why}"[:2000], "since": now.isoformat()}
+            row.evidence = [*row.evidence, note]
+        if (waited_s := (now - since).total_seconds()) >= patience_s:
+            told = f"no worker that can make it came within {waited_s:.0f} s: {why}"
+            row.evidence = [*row.evidence, {"attempt": job.attempt, "message": told[:2000]}]
+            row.state, row.finished_at = JobState.FAILED, now
+    session.flush()
+    return row.state
+
+
+def _now(session: Session) -> datetime:
+    now: datetime = session.scalars(select(func.clock_timestamp())).one()
+    return now
 
 
 def cancel(session: Session, job: ClaimedJob, message: str) -> None:
@@ -183,7 +230,9 @@ _REAP = text(
         ) FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs SET
-        state = CASE WHEN attempt >= :max_lost THEN 'failed' ELSE 'queued' END, claimed_by = NULL, lease_until = NULL,
+        state = CASE WHEN :max_lost <= 1 + (
+            SELECT count(*) FROM jsonb_array_elements(evidence) AS e WHERE e ->> 'message' = CAST(:lost AS text)
+        ) THEN 'failed' ELSE 'queued' END, claimed_by = NULL, lease_until = NULL,
         evidence = evidence || jsonb_build_object('attempt', attempt, 'message', CAST(:lost AS text))
     WHERE key IN (SELECT key FROM lost)
     RETURNING key
@@ -194,7 +243,8 @@ _REAP = text(
 def reap(session: Session, *, me: int = 0) -> int:
     """Queue the jobs of lost workers again and return how many: their lock is free or their lease is over.
 
-    A job whose workers were lost MAX_LOST times is set aside: it may be what kills them.
+    A job whose workers were lost MAX_LOST times is set aside: it may be what kills them. Attempts that failed or were
+    given back do not count.
     """
     lost = session.execute(_REAP, {"me": me, "space": LOCK_SPACE, "max_lost": MAX_LOST, "lost": LOST}).all()
     if lost:

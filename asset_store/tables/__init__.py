@@ -1,7 +1,7 @@
 """The database's tables, one module a concern."""
 
+from asset_store.tables import assets, models
 from asset_store.tables.assets import (
-    APPEND_ONLY,
     Asset,
     AssetVersion,
     AuditRow,
@@ -24,7 +24,17 @@ from asset_store.tables.library import (
     Reference,
     ReferenceState,
 )
+from asset_store.tables.models import (
+    Evaluation,
+    IdentityThreshold,
+    ModelKind,
+    ModelReference,
+    Preset,
+    TrainedModel,
+)
 from asset_store.tables.work import Campaign, Job, JobState
+
+APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY
 
 __all__ = [
     "APPEND_ONLY",
@@ -42,12 +52,18 @@ __all__ = [
     "Descent",
     "Embedding",
     "Encoder",
+    "Evaluation",
+    "IdentityThreshold",
     "Job",
     "JobState",
     "Library",
     "LineageRecord",
+    "ModelKind",
+    "ModelReference",
+    "Preset",
     "Quarantined",
     "Reference",
     "ReferenceState",
+    "TrainedModel",
     "Verdict",
 ]

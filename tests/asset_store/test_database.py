@@ -15,6 +15,7 @@ from asset_store.database import Database, open_database
 from asset_store.errors import DatabaseTooNew, DatabaseUnreachable
 from asset_store.tables import Base, Brand
 from migrations.check import left_over
+from tests.database import HEAD
 from tests.stories import a_brand
 
 
@@ -71,7 +72,7 @@ def test_migrations_go_up_match_the_tables_go_down_and_up_again(empty_database: 
     assert empty_database.revision() is None
     empty_database.migrate()
     empty_database.migrate()
-    assert empty_database.revision() == "0001"
+    assert empty_database.revision() == HEAD
 
 
 def test_the_check_sees_a_difference_but_not_the_indexes_made_at_run_time(own_database: Database) -> None:
@@ -101,7 +102,7 @@ def test_several_may_migrate_at_once(empty_database: Database) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert done == ["0001"] * 4
+    assert done == [HEAD] * 4
     with empty_database.transaction() as session:
         assert all(session.scalar(text(f"SELECT count(*) FROM {table}")) == 0 for table in Base.metadata.tables)
 

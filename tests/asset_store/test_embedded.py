@@ -16,6 +16,7 @@ import pytest
 from asset_store.database import open_database
 from asset_store.embedded import EmbeddedServer
 from asset_store.errors import DatabaseUnreachable
+from tests.database import HEAD
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN_AND_WAIT = """
@@ -120,7 +121,7 @@ def test_a_killed_server_recovers_at_the_next_start(home: Path) -> None:
         assert server is not None
         os.kill(server, signal.SIGKILL)
         with open_database(None, home) as again:
-            assert again.revision() == "0001"
+            assert again.revision() == HEAD
             assert server_id(home) != server
 
 
@@ -145,7 +146,7 @@ def test_a_process_killed_while_the_server_is_made_or_starts_leaves_nothing_half
     for _ in range(2):
         with open_database(None, home) as database:
             database.migrate()
-            assert database.revision() == "0001"
+            assert database.revision() == HEAD
     assert list(home.glob("postgres.new-*")) == []
 
 

@@ -76,6 +76,70 @@ def test_a_set_aside_job_that_is_asked_for_again_starts_over(session: Session) -
     assert state_of(session, job.key) is JobState.QUEUED
 
 
+def test_a_job_that_is_queued_again_takes_the_new_recipe(session: Session) -> None:
+    """A cancelled one may name a reference's row of before it was renamed."""
+    jobs.submit(session, some_jobs(1))
+    (job,) = jobs.claim(session, worker=1, size=1)
+    jobs.cancel(session, job, "pip/front.png is no longer in the library")
+    again = NewJob(job.key, "sd15/768", {"seed": 0, "references": [{"id": "new"}]})
+    jobs.submit(session, [again])
+    (taken,) = jobs.claim(session, worker=1, size=1)
+    assert (taken.recipe, taken.batch_key) == (again.recipe, again.batch_key)
+
+
+def test_a_job_that_is_given_back_counts_no_failure_and_is_fenced(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    for _ in range(2 * MAX_ATTEMPTS):
+        (job,) = jobs.claim(session, worker=1, size=1)
+        assert jobs.release(session, job, 0.0) is JobState.QUEUED
+        assert not jobs.complete(session, job, PICTURE)
+        assert jobs.release(session, job, 0.0) is JobState.QUEUED
+    assert session.scalars(select(Job.evidence)).one() == []
+    (job,) = jobs.claim(session, worker=1, size=1)
+    assert jobs.fail(session, job, "a true failure") is JobState.QUEUED
+    session.execute(text("UPDATE jobs SET not_before = now() - interval '1 second'"))
+    (job,) = jobs.claim(session, worker=1, size=1)
+    jobs.release(session, job, 60.0)
+    assert jobs.claim(session, worker=2, size=1) == []
+
+
+def test_a_job_that_no_worker_can_make_is_set_aside_when_patience_ends(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    for _ in range(3):
+        (job,) = jobs.claim(session, worker=1, size=1)
+        assert jobs.release(session, job, 0.0, why="it lacks the edges", patience_s=100) is JobState.QUEUED
+    ago = "jsonb_set(evidence, '{0,since}', to_jsonb((now() - interval '200 seconds')::timestamptz))"
+    session.execute(text(f"UPDATE jobs SET evidence = {ago}"))
+    session.expire_all()
+    (job,) = jobs.claim(session, worker=1, size=1)
+    assert jobs.release(session, job, 0.0, why="it lacks the edges", patience_s=100) is JobState.FAILED
+    told = [e["message"] for e in session.scalars(select(Job.evidence)).one()]
+    assert len(told) == 2
+    assert told[-1].startswith("no worker that can make it came within 200 s: it lacks the edges")
+
+
+def test_only_lost_workers_count_as_lost(session: Session) -> None:
+    jobs.submit(session, some_jobs(1))
+    for _ in range(2 * MAX_LOST):
+        (job,) = jobs.claim(session, worker=1, size=1)
+        jobs.release(session, job, 0.0)
+    jobs.claim(session, worker=1, size=1)
+    assert jobs.reap(session) == 1
+    assert state_of(session, job.key) is JobState.QUEUED
+
+
+def test_a_claim_counts_candidates_as_pictures_and_leaves_what_the_worker_cannot_make(session: Session) -> None:
+    counts = (3, 1, 5, 1)
+    many = [
+        NewJob(f"job-{i}", "sd15/512", {"seed": i, **({"best_of": {"candidates": n}} if n > 1 else {})})
+        for i, n in enumerate(counts)
+    ]
+    jobs.submit(session, many)
+    assert [j.key for j in jobs.claim(session, worker=1, size=4)] == ["job-0", "job-1"]
+    assert [j.key for j in jobs.claim(session, worker=1, size=4, without=["job-2"])] == ["job-3"]
+    assert [j.key for j in jobs.claim(session, worker=1, size=4)] == ["job-2"]
+
+
 def test_a_done_job_is_not_queued_again(session: Session) -> None:
     jobs.submit(session, some_jobs(1))
     (job,) = jobs.claim(session, worker=1, size=1)
