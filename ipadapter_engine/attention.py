@@ -5,28 +5,31 @@ attend to image tokens with the same query, and the two outputs are added, the i
 
     out = Attention(Q, K_text, V_text) + scale * Attention(Q, K_image, V_image)
 
-What is ours: every sample of a batch has its own scale, its own number of references and a weight for each
-of them, and keys and values of text and image are computed once a generation, not once a step.
+Several adapters add one such term each. What is ours: every sample of a batch has its own scale an adapter, its
+own number of references and a weight for each of them, and keys and values of text and image are computed once a
+generation, not once a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+
+from ipadapter_engine.requests import IDENTITY
 
 KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """What the image branch of every layer attends to; `rows` counts both halves of guidance.
+    """What one adapter's branch of every layer attends to; `rows` counts both halves of guidance.
 
     tokens (rows, tokens, dim): projected image tokens, zeros where a row has fewer references.
     bias (rows, tokens): added to the attention logits, the logarithm of the reference's weight.
@@ -41,12 +44,19 @@ class ImagePrompt:
 
 @dataclass
 class Conditioning:
-    """The prompts of one generation. With `reuse`, K and V are computed on the first step only."""
+    """The prompts of one generation. With `reuse`, K and V are computed on the first step that needs them only.
+
+    image: what the identity adapter attends to; further: what the adapters beside it do, by name.
+    """
 
     image: ImagePrompt | None = None
     reuse: bool = True
+    further: Mapping[str, ImagePrompt] = field(default_factory=dict)
     text_kv: dict[int, KeyValue] = field(default_factory=dict)
-    image_kv: dict[int, KeyValue] = field(default_factory=dict)
+    image_kv: dict[tuple[str, int], KeyValue] = field(default_factory=dict)
+
+    def prompt_of(self, adapter: str) -> ImagePrompt | None:
+        return self.image if adapter == IDENTITY else self.further.get(adapter)
 
 
 class ConditioningSlot:
@@ -77,10 +87,10 @@ class ImageKeyValue(nn.Module):
 
 
 class DecoupledAttention:
-    """The processor of one cross-attention layer; `image` is None where no adapter is installed."""
+    """The processor of one cross-attention layer; `images` has the trained part of every installed adapter."""
 
-    def __init__(self, layer: int, slot: ConditioningSlot, image: ImageKeyValue | None) -> None:
-        self.layer, self.slot, self.image = layer, slot, image
+    def __init__(self, layer: int, slot: ConditioningSlot, images: Mapping[str, ImageKeyValue]) -> None:
+        self.layer, self.slot, self.images = layer, slot, dict(images)
 
     def __call__(
         self,
@@ -106,11 +116,15 @@ class DecoupledAttention:
             mask = attn.prepare_attention_mask(mask, key.shape[2], query.shape[0])
             mask = mask.view(query.shape[0], attn.heads, -1, mask.shape[-1])
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        if self.image is not None and now.image is not None:
-            key, value = self._image(attn, now.image, now)
-            bias = now.image.bias[:, None, None, :].to(query.dtype)
+        for adapter in self.images:
+            prompt = now.prompt_of(adapter)
+            if prompt is None:
+                continue
+            key, value = self._image(attn, adapter, prompt, now)
+            bias = prompt.bias[:, None, None, :].to(query.dtype)
             looked = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-            mixed = mixed + now.image.scale.view(-1, 1, 1, 1).to(query.dtype) * looked
+            scale = prompt.scale.view(-1, 1, 1, 1).to(query.dtype)
+            mixed = mixed + torch.where(scale > 0, scale * looked, 0)  # 0 times an overflow would be NaN
 
         out = mixed.transpose(1, 2).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
@@ -131,13 +145,13 @@ class DecoupledAttention:
             now.text_kv[self.layer] = pair
         return pair
 
-    def _image(self, attn: Attention, prompt: ImagePrompt, now: Conditioning) -> KeyValue:
-        if now.reuse and self.layer in now.image_kv:
-            return now.image_kv[self.layer]
-        assert self.image is not None
-        pair = _heads(attn, self.image.to_k_ip(prompt.tokens)), _heads(attn, self.image.to_v_ip(prompt.tokens))
+    def _image(self, attn: Attention, adapter: str, prompt: ImagePrompt, now: Conditioning) -> KeyValue:
+        if now.reuse and (adapter, self.layer) in now.image_kv:
+            return now.image_kv[adapter, self.layer]
+        image = self.images[adapter]
+        pair = _heads(attn, image.to_k_ip(prompt.tokens)), _heads(attn, image.to_v_ip(prompt.tokens))
         if now.reuse:
-            now.image_kv[self.layer] = pair
+            now.image_kv[adapter, self.layer] = pair
         return pair
 
 
@@ -147,7 +161,7 @@ def _heads(attn: Attention, x: Tensor) -> Tensor:
     return x.view(rows, tokens, attn.heads, -1).transpose(1, 2)
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> dict[int, str]:
+def cross_attention_layers(unet: UNet2DConditionModel | ControlNetModel) -> dict[int, str]:
     """Official layer number -> processor name. Numbers count all attention layers, down, up, mid; text ones are odd."""
     return {n: name for n, name in enumerate(unet.attn_processors) if name.endswith("attn2.processor")}
 
@@ -162,14 +176,21 @@ def layer_sizes(unet: UNet2DConditionModel) -> dict[int, tuple[int, int]]:
 
 
 class Installed:
-    """Our processors in a UNet's cross-attention layers; `eject` puts back what was there."""
+    """Our processors in the cross-attention layers of a UNet (or ControlNet); `eject` puts back what was there."""
 
-    def __init__(self, unet: UNet2DConditionModel, layers: dict[int, ImageKeyValue] | None = None) -> None:
-        """`layers`: an adapter's trained parts by official layer number; None attends to text only."""
+    def __init__(
+        self,
+        unet: UNet2DConditionModel | ControlNetModel,
+        layers: Mapping[int, ImageKeyValue] | None = None,
+        further: Mapping[str, Mapping[int, ImageKeyValue]] | None = None,
+    ) -> None:
+        """`layers`: the identity adapter's trained parts by official layer number; `further`: those of the adapters
+        beside it, by name. Without either, the layers attend to text only."""
         self.unet, self.slot = unet, ConditioningSlot()
         self._before = dict(unet.attn_processors)
+        parts = ({IDENTITY: layers} if layers is not None else {}) | dict(further or {})
         ours = {
-            name: DecoupledAttention(n, self.slot, layers[n] if layers is not None else None)
+            name: DecoupledAttention(n, self.slot, {adapter: by_number[n] for adapter, by_number in parts.items()})
             for n, name in cross_attention_layers(unet).items()
         }
         unet.set_attn_processor({**self._before, **ours})

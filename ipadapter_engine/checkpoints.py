@@ -1,9 +1,11 @@
-"""Opening checkpoints: a diffusers folder, an IP-Adapter file, an image encoder, checked against each other."""
+"""Opening checkpoints: a diffusers folder, IP-Adapter files, an image encoder and ControlNets, checked against
+each other."""
 
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +17,50 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ipadapter_engine.adapter import Adapter, adapter_from_state
+from ipadapter_engine.controlnets import ControlNet, open_control_net
 from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.families import Family, family_of
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
 from ipadapter_engine.patches import PatchAutoencoder
+from ipadapter_engine.requests import IDENTITY, NAMES, nearest_name
 from ipadapter_engine.weights import first_line, load_model, read_config
 
 FIRST_STAGES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, PatchAutoencoder)}
 _SAVE_WHOLE = "check that the folder is complete and its weights are safetensors"
 EMBEDDED = Path(__file__).parent / "models" / "studio"
+STYLE = "style"  # the further adapter that is loaded where the base folder has its file
 
 
 @dataclass(frozen=True)
 class CheckpointPaths:
-    """Where a checkpoint's parts lie. `encoder` and `adapter` None: text only, unless the folder has its own."""
+    """Where a checkpoint's parts lie. `encoder` and `adapter` None: text only, unless the folder has its own.
+
+    adapter: the file of the adapter called identity; adapters: files of those beside it, by name.
+    controls: diffusers folders of ControlNets by kind.
+    """
 
     base: Path = EMBEDDED
     adapter: Path | None = None
     encoder: Path | None = None
+    controls: Mapping[str, Path] = field(default_factory=dict)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     def resolved(self) -> CheckpointPaths:
-        """With the parts that a base folder carries itself: `image_encoder/` and `ip_adapter.safetensors`."""
-        own_adapter, own_encoder = self.base / "ip_adapter.safetensors", self.base / "image_encoder"
-        adapter = self.adapter or (own_adapter if own_adapter.exists() else None)
-        return CheckpointPaths(self.base, adapter, self.encoder or (own_encoder if own_encoder.exists() else None))
+        """With the parts that a base folder carries itself, where they are not given: `image_encoder/`,
+        `ip_adapter.safetensors`, `ip_adapter_style.safetensors` (which reads that very encoder) and `controlnet/<kind>/`.
+        """
+        own_adapter, own_style = (self.base / f"ip_adapter{name}.safetensors" for name in ("", f"_{STYLE}"))
+        own_encoder = self.base / "image_encoder"
+        hears_own = self.encoder is None or self.encoder.resolve() == own_encoder.resolve()
+        own_controls = {f.parent.name: f.parent for f in sorted(self.base.glob("controlnet/*/config.json"))}
+        return CheckpointPaths(
+            self.base,
+            self.adapter or (own_adapter if own_adapter.exists() else None),
+            self.encoder or (own_encoder if own_encoder.exists() else None),
+            own_controls | dict(self.controls),
+            ({STYLE: own_style} if hears_own and own_style.exists() else {}) | dict(self.adapters),
+        )
 
 
 @dataclass
@@ -50,7 +71,12 @@ class TextEncoder:
 
 @dataclass
 class Checkpoint:
-    """Everything that makes pictures, open and checked; `models` has a hash for each part."""
+    """Everything that makes pictures, open and checked.
+
+    models: a hash of each part that every picture comes from, the identity adapter's among them.
+    further: the adapters beside it, by name; controls: the ControlNets by kind.
+    beside: the hashes of those, by role, as each has a part only in pictures that ask for it.
+    """
 
     family: Family
     unet: UNet2DConditionModel
@@ -61,6 +87,22 @@ class Checkpoint:
     encoder: ImageEncoder | None
     models: tuple[ModelHash, ...]
     zero_empty_prompt: bool = False  # SDXL's base replaces an empty negative prompt by zeros
+    further: dict[str, Adapter] = field(default_factory=dict)
+    controls: dict[str, ControlNet] = field(default_factory=dict)
+    beside: dict[str, ModelHash] = field(default_factory=dict)
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """All adapters by name, the identity adapter first."""
+        return ({IDENTITY: self.adapter} if self.adapter is not None else {}) | self.further
+
+    @property
+    def multiple_px(self) -> int:
+        """What a side must be a multiple of: whole latent positions, and pairs of them where the UNet has levels.
+
+        A level below whose latents do not halve evenly rounds up, as in diffusers, whose UNet then resizes on the way up.
+        """
+        return self.stride * min(2, len(self.unet.config["block_out_channels"]))
 
     @property
     def stride(self) -> int:
@@ -77,6 +119,7 @@ class Checkpoint:
 def open_checkpoint(paths: CheckpointPaths, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Open and check a checkpoint; raises CheckpointRefused with what to load instead."""
     paths = paths.resolved()
+    _check_names(paths)
     base = paths.base
     index_file = base / "model_index.json"
     if not index_file.exists():
@@ -98,23 +141,68 @@ def open_checkpoint(paths: CheckpointPaths, *, device: str = "cpu", dtype: torch
         for folder in ("text_encoder", "text_encoder_2")[: len(text)]
     ]
 
-    encoder = adapter = None
+    encoder = None
     if paths.encoder is not None:
         name = _name(base, index) if paths.encoder.parent == base else paths.encoder.name
         encoder = ImageEncoder.open(
             paths.encoder, name=name, processor_folder=paths.encoder.parent / "feature_extractor", device=device
         )
-        models.append(ModelHash("image encoder", name, encoder.weights_sha256, licence))
-    if paths.adapter is not None:
-        adapter = adapter_from_state(read_adapter_file(paths.adapter), unet, file=paths.adapter.name)
-        _check_encoder(paths.adapter, adapter, encoder)
-        models.append(ModelHash("ip-adapter", paths.adapter.name, sha256_of_file(paths.adapter), licence))
-        adapter = adapter.to(device, dtype).eval()
+        models.append(ModelHash("image encoder", name, encoder.weights_sha256, _licence(paths.encoder, base, licence)))
     for part in (unet, vae, *(t.model for t in text)):
         part.to(device).eval()
     scheduler_config = read_config(base / "scheduler" / "scheduler_config.json")
     zero_empty = bool(index.get("force_zeros_for_empty_prompt", False))
-    return Checkpoint(family, unet, vae, text, scheduler_config, adapter, encoder, tuple(models), zero_empty)
+    made = Checkpoint(family, unet, vae, text, scheduler_config, None, encoder, tuple(models), zero_empty)
+    if isinstance(unet.config["sample_size"], int):
+        made.family = family.sized(unet.config["sample_size"] * made.stride)
+    _add_adapters(made, paths, licence, device=device, dtype=dtype)
+    _add_controls(made, paths, licence, device=device, dtype=dtype)
+    return made
+
+
+def _add_adapters(made: Checkpoint, paths: CheckpointPaths, licence: str, *, device: str, dtype: torch.dtype) -> None:
+    if IDENTITY in paths.adapters:
+        raise CheckpointRefused(
+            "the identity adapter is given among those beside it", "set it as ONMODEL_ENGINE__ADAPTER alone"
+        )
+    files = ({IDENTITY: paths.adapter} if paths.adapter is not None else {}) | dict(paths.adapters)
+    for name, file in files.items():
+        adapter = adapter_from_state(read_adapter_file(file), made.unet, file=file.name)
+        _check_encoder(file, adapter, made.encoder)
+        adapter = adapter.to(device, dtype).eval()
+        role = "ip-adapter" if name == IDENTITY else f"ip-adapter {name}"
+        model = ModelHash(role, file.name, sha256_of_file(file), _licence(file, paths.base, licence))
+        if name == IDENTITY:
+            made.adapter, made.models = adapter, (*made.models, model)
+        else:
+            made.further[name], made.beside[role] = adapter, model
+
+
+def _add_controls(made: Checkpoint, paths: CheckpointPaths, licence: str, *, device: str, dtype: torch.dtype) -> None:
+    for kind, folder in sorted(paths.controls.items()):
+        made.controls[kind] = open_control_net(
+            folder, kind, made.unet, stride=made.stride, base=made.family.title, device=device, dtype=dtype
+        )
+        role = f"controlnet {kind}"
+        told = _licence(folder, paths.base, licence)
+        made.beside[role] = ModelHash(role, folder.name, sha256_of_weights(folder), told)
+
+
+def _licence(part: Path, base: Path, licence: str) -> str:
+    """The base's licence holds for what lies in its folder."""
+    return licence if part.resolve().is_relative_to(base.resolve()) else "as its own, not told here"
+
+
+def _check_names(paths: CheckpointPaths) -> None:
+    """An adapter or a kind of another name could not be set: settings are read from variables of the environment."""
+    for what, named in (("ControlNet", paths.controls), ("adapter", paths.adapters)):
+        for name, place in named.items():
+            if not NAMES.fullmatch(name):
+                thing = f"the folder {place}" if place.name == name else "it"
+                raise CheckpointRefused(
+                    f"the {what} {place} is called {name!r}: names are of lower case letters, digits and underscores",
+                    f"rename {thing} to {nearest_name(name)}",
+                )
 
 
 def read_adapter_file(path: Path) -> dict[str, Tensor]:

@@ -18,18 +18,23 @@ logging.disable_progress_bar()  # a library does not draw bars of its own on its
 diffusers_logging.disable_progress_bar()
 
 
-def load_model(kind: Any, folder: Path, dtype: torch.dtype, *, next_step: str) -> Any:
-    """`kind`: a diffusers or transformers model class. Raises CheckpointRefused with `next_step`.
+def load_model(kind: Any, folder: Path, dtype: torch.dtype, *, next_step: str, **options: Any) -> Any:
+    """`kind`: a diffusers or transformers model class; `options` are its from_pretrained's. Raises CheckpointRefused
+    with `next_step`.
 
     Both libraries fill weights that a file lacks with random numbers and only log it; here that is an error.
     """
     named = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype}
+    told = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # it warns of what it wrote itself into an AutoencoderTiny's configuration
     try:
         model, report = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **named
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **named, **options
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointRefused(f"{folder} does not open: {first_line(error)}", next_step) from None
+    finally:
+        diffusers_logging.set_verbosity(told)
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointRefused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -10,6 +10,7 @@ from typing import Any
 class Family:
     """name: what settings and lineage call it. size_px: the native side of a picture.
 
+    sized_by_unet: whether the native side is what the UNet's sample_size says, as its versions differ in it.
     text_layer: which hidden state of the text encoders the UNet attends to; None is the final, normalised one.
     size_conditioned: whether the UNet is told picture size and pooled text (SDXL, sec. 2.2 of its report).
     """
@@ -23,7 +24,12 @@ class Family:
     schedulers: tuple[str, ...]
     text_layer: int | None = None
     size_conditioned: bool = False
+    sized_by_unet: bool = False
     max_batch: int = 8
+
+    def sized(self, side_px: int) -> Family:
+        """With the native side that a UNet says, where that decides."""
+        return replace(self, size_px=side_px) if self.sized_by_unet and side_px != self.size_px else self
 
 
 def family_of(unet_config: dict[str, Any], declared: str | None) -> Family:

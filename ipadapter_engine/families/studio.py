@@ -1,4 +1,4 @@
-"""The embedded studio model: 64 px mascots, trained by `ipadapter_engine.training.studio_model`."""
+"""The embedded studio model: mascots, trained by `ipadapter_engine.training.studio_model`."""
 
 from ipadapter_engine.families import Family
 
@@ -10,5 +10,6 @@ STUDIO = Family(
     guidance=1.5,
     scheduler="ddim",
     schedulers=("ddim", "dpmpp_2m", "euler"),
+    sized_by_unet=True,
     max_batch=16,
 )

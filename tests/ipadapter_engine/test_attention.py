@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,24 @@ def test_what_was_kept_of_one_generation_is_not_seen_by_the_next(engine: Engine,
     first = engine.generate([one])[0]
     engine.generate([other])
     assert np.array_equal(engine.generate([one])[0].latents, first.latents)
+
+
+def test_what_overflows_in_one_row_stays_there(checkpoints: Checkpoints, pictures: list[Image.Image]) -> None:
+    """The adapter speaks in the first row; the second has a window between two steps, the third no reference."""
+    engine = Engine.open(checkpoints.paths("sd15", "base"))
+    assert engine.checkpoint.adapter is not None
+    with torch.no_grad():
+        for layer in engine.checkpoint.adapter.by_number().values():
+            layer.to_v_ip.weight.fill_(float("inf"))
+    spoken = GenerationRequest(
+        "a fox", seed=1, references=(engine.look_at(pictures[0]),), width_px=32, height_px=32, steps=4
+    )
+    silent, plain = replace(spoken, window=(0.8, 0.9)), replace(spoken, references=())
+    broken, *others = engine.generate([spoken, silent, plain])
+    assert not broken.finite
+    (alone,) = engine.generate([plain])
+    for other in others:
+        assert np.abs(other.latents - alone.latents).max() <= 1e-5
 
 
 def test_two_generations_at_once_on_one_unet_are_refused(checkpoints: Checkpoints) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ipadapter_engine.pipeline import Engine, text_only
+from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import GenerationRequest, ReferencePrompt
 from tests.ipadapter_engine.conftest import Engines
 
@@ -49,7 +49,7 @@ def subject(engines: Engines, variant: str, pictures: list[Image.Image]) -> Subj
 @BOTH
 def test_scale_zero_is_the_base_without_an_adapter(subject: Subject, engines: Engines) -> None:
     silent = replace(subject.request, scale=0.0)
-    assert subject.difference(silent, text_only(subject.request), on=engines("sd15", None)) <= SAME
+    assert subject.difference(silent, subject.with_references(), on=engines("sd15", None)) <= SAME
 
 
 @BOTH

@@ -10,7 +10,7 @@ import pytest
 
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import MAX_SEED, GeneratedImage, GenerationRequest, ReferencePrompt
+from ipadapter_engine.requests import MAX_SEED, GeneratedImage, GenerationRequest, ReferencePrompt, nearest_name
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Engines, picture
 
@@ -36,7 +36,9 @@ NAN, INFINITE = float("nan"), float("inf")
         ({"window": (-0.1, 1.0)}, "-0.1"),
         ({"window": (0.0, 1.1)}, "1.1"),
         ({"window": (NAN, 1.0)}, "nan"),
+        ({"scale": NAN}, "not a number of 0 or more"),
         ({"references": (ReferencePrompt(EMBEDDING, 0.0),)}, "weight 0"),
+        ({"scales": {"Own Style": 1.0}}, "'Own Style'"),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(values: dict[str, Any], named: str) -> None:
@@ -48,8 +50,15 @@ def test_numbers_out_of_range_are_refused_by_name(values: dict[str, Any], named:
 
 @pytest.mark.parametrize("weight", [-0.5, NAN, INFINITE])
 def test_a_weight_below_zero_or_no_number_is_refused(weight: float) -> None:
-    with pytest.raises(RequestRefused, match=str(weight)):
+    with pytest.raises(RequestRefused, match=f"{weight}, not a number of 0 or more"):
         ReferencePrompt(EMBEDDING, weight)
+
+
+@pytest.mark.parametrize("name", ["", "Style", "own style", "own-style", "own__style"])
+def test_an_adapter_that_no_setting_can_name_is_refused(name: str) -> None:
+    with pytest.raises(RequestRefused, match="no name of an adapter") as refusal:
+        ReferencePrompt(EMBEDDING, adapter=name)
+    assert repr(nearest_name(name)) in refusal.value.next_step
 
 
 @pytest.mark.parametrize("value", [NAN, INFINITE, -INFINITE, 1e300])
@@ -87,6 +96,12 @@ def test_a_reference_without_an_adapter_is_refused(engines: Engines, scale: floa
         engines("sd15", None).generate(
             [GenerationRequest("a fox", seed=1, references=(ReferencePrompt(EMBEDDING),), scale=scale)]
         )
+
+
+def test_a_scale_without_an_adapter_is_refused_by_its_own_setting(engines: Engines) -> None:
+    with pytest.raises(RequestRefused, match="names the adapter 'style'; no adapter is loaded") as refusal:
+        engines("sd15", None).generate([GenerationRequest("a fox", seed=1, scales={"style": 1.0})])
+    assert "ONMODEL_ENGINE__ADAPTERS__STYLE" in refusal.value.next_step
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 They make noise, but the same noise as diffusers makes of them, and that is what is tested: Stable Diffusion 1.5
 and SDXL folders as save_pretrained writes them, tokenizers in CLIP's own vocab.json and merges.txt, an image
-encoder beside its preprocessing, and IP-Adapter files with the keys of github tencent-ailab/IP-Adapter.
+encoder beside its preprocessing, IP-Adapter files with the keys of github tencent-ailab/IP-Adapter, a folder with
+everything in it as the embedded studio model's, ControlNets, and LoRAs as save_lora_weights writes them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    DDIMScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
@@ -106,6 +112,88 @@ def write_sdxl(folder: Path) -> Path:
     _tokenizer(folder / "tokenizer_2", pad="!")
     change_json(folder / "scheduler" / "scheduler_config.json", clip_sample=False)
     return folder
+
+
+def write_studio(folder: Path, *, channels: tuple[int, ...] = (32, 64), stride: int = 8) -> Path:
+    """A folder like the embedded model's: an AutoencoderTiny, `channels` of a UNet of any number of resolutions, its
+    own image encoder, a base adapter for identity and a plus one for style."""
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    levels = stride.bit_length()
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * levels,
+        decoder_block_out_channels=(8,) * levels,
+        num_encoder_blocks=(1,) * levels,
+        num_decoder_blocks=(1,) * levels,
+        scaling_factor=0.7,
+    )
+    clip = write_encoder(folder)
+    pipe = StableDiffusionPipeline(
+        vae=_seeded(vae, 4),
+        text_encoder=_seeded(CLIPTextModel(_text_config(pad=1)), 2),
+        tokenizer=_tokenizer(folder / "tokenizer", pad="<|endoftext|>"),
+        unet=_seeded(unet, 1),
+        scheduler=DDIMScheduler(**BETAS, prediction_type="sample", timestep_spacing="trailing", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor"),
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(clip),
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    _tokenizer(folder / "tokenizer", pad="<|endoftext|>")
+    change_json(folder / "model_index.json", _onmodel_family="studio", _onmodel_name="tiny", _onmodel_licence="test")
+    write_safetensors(folder / "ip_adapter.safetensors", base_adapter_state(unet))
+    write_safetensors(folder / "ip_adapter_style.safetensors", plus_adapter_state(unet))
+    return folder
+
+
+def write_control_net(folder: Path, base: Path, *, stride: int, seed: int = 21, **changes: Any) -> Path:
+    """A ControlNet of a base's UNet; `changes` to its configuration make one that fits less well."""
+    unet = open_unet(base)
+    channels = tuple(8 + 4 * i for i in range(stride.bit_length()))
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, load_weights_from_unet=False)
+    if changes:
+        shape = {k: v for k, v in net.config.items() if not k.startswith("_")}  # "_use_default_values" undoes changes
+        net = ControlNetModel.from_config({**shape, **changes})
+    _seeded(net, seed)
+    with torch.no_grad():
+        for weight in net.controlnet_cond_embedding.parameters():
+            if weight.ndim > 1:
+                weight *= 3.0  # else its many layers shrink every picture to the same nothing
+    net.save_pretrained(folder)
+    return folder
+
+
+def write_character(
+    folder: Path, base: Path, *, rank: int = 2, alpha: int = 4, seed: int = 31, text: bool = True, **settings: Any
+) -> Path:
+    """A LoRA of the UNet, and of all text encoders with `text`, as diffusers' training scripts save it; `settings` are
+    further ones of peft's LoraConfig."""
+    parts: dict[str, Any] = {}
+    models: dict[str, Any] = {"unet": open_unet(base)}
+    if text:
+        models["text_encoder"] = CLIPTextModel.from_pretrained(base / "text_encoder")
+    if text and (base / "text_encoder_2").exists():
+        models["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(base / "text_encoder_2")
+    for name, model in models.items():
+        targets = ["to_q", "to_k", "to_v", "to_out.0"] if name == "unet" else ["q_proj", "v_proj"]
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **settings)
+        inject_adapter_in_model(config, model)
+        draw = _Draw(seed)
+        weights = {k: draw(*v.shape) for k, v in sorted(get_peft_model_state_dict(model).items())}
+        parts[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(weights)
+        parts[f"{name}_lora_adapter_metadata"] = config.to_dict()
+    kind = StableDiffusionXLPipeline if "text_encoder_2" in models else StableDiffusionPipeline
+    kind.save_lora_weights(folder, **parts)
+    return folder / "pytorch_lora_weights.safetensors"
 
 
 def write_encoder(parent: Path, *, embed: int = EMBED, hidden: int = HIDDEN) -> Path:
