@@ -111,16 +111,33 @@ class Adapter(nn.Module):
 
 def new_base_adapter(unet: UNet2DConditionModel, embed: int, tokens: int = 4) -> Adapter:
     """An untrained base adapter whose key and value layers start as copies of the text's, as the authors train it."""
-    sizes = layer_sizes(unet)
-    dim = next(iter(sizes.values()))[0]
-    layers = {n: ImageKeyValue(*size) for n, size in sizes.items()}
+    dim = next(iter(layer_sizes(unet).values()))[0]
+    return Adapter("base", BaseProjection(embed, dim, tokens), _copied_layers(unet))
+
+
+def new_plus_adapter(unet: UNet2DConditionModel, hidden: int, tokens: int = 16) -> Adapter:
+    """An untrained plus adapter: the authors' resampler over hidden states (patches + 1, `hidden`), started likewise.
+
+    Four layers, heads of 64, as wide as the UNet's text states up to 1280: the sizes of ip-adapter-plus for SD1.5
+    (768) and SDXL (1280), which diffusers' loader takes for granted.
+    """
+    dim = next(iter(layer_sizes(unet).values()))[0]
+    width = min(dim, 1280)
+    projection = PlusProjection(
+        hidden, dim, tokens=tokens, width=width, depth=4, head_dim=64, heads=max(1, width // 64), ff=4 * width
+    )
+    return Adapter("plus", projection, _copied_layers(unet))
+
+
+def _copied_layers(unet: UNet2DConditionModel) -> dict[int, ImageKeyValue]:
+    layers = {n: ImageKeyValue(*size) for n, size in layer_sizes(unet).items()}
     names = list(unet.attn_processors)
     with torch.no_grad():
         for n, layer in layers.items():
             attn = unet.get_submodule(names[n].removesuffix(".processor"))
             layer.to_k_ip.weight.copy_(attn.to_k.weight)
             layer.to_v_ip.weight.copy_(attn.to_v.weight)
-    return Adapter("base", BaseProjection(embed, dim, tokens), layers)
+    return layers
 
 
 def adapter_from_state(state: Mapping[str, Tensor], unet: UNet2DConditionModel, *, file: str) -> Adapter:
