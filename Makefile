@@ -33,7 +33,7 @@ test: check  ## all checks, then all tests
 	$(BIN)/python -m pytest -q
 
 bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 100 characters it never saw
-	$(BIN)/python -m ipadapter_engine.evaluation.fidelity
+	$(BIN)/python -m ipadapter_engine.evaluation.fidelity --characters 100 --pictures 3
 
 clean:  ## remove the environment and the demo's data
 	rm -rf $(VENV) demo

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from asset_store.checks import CheckPolicy
 from asset_store.errors import BriefInvalid, Problem
 from asset_store.library.keys import safe_key
-from asset_store.library.models import LineOfText, Slug
+from asset_store.library.models import LineOfText, RelativePath, Slug
 from asset_store.library.yaml_lines import YamlDocument
 from asset_store.library.yaml_model import parse_yaml
 from ipadapter_engine.requests import MAX_SEED
@@ -29,38 +38,96 @@ def _prompt(value: str) -> str:
     return value
 
 
+def _no_truth(value: object) -> object:
+    """YAML reads yes, no, on and off as truth values, which would be taken for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("write a number: what stands here is a yes or a no to YAML")
+    return value
+
+
+def _model_choice(value: object) -> object:
+    if isinstance(value, bool) or not (value in ("latest", "none") or (isinstance(value, int) and value >= 1)):
+        raise ValueError("write latest, none or a version such as 2")
+    return value
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_no_truth)]
+Number = Annotated[float, Field(strict=True), BeforeValidator(_no_truth)]  # whole numbers, too
 Prompt = Annotated[str, Field(max_length=2000), AfterValidator(_prompt)]
+ModelChoice = Annotated[Literal["latest", "none"] | int, BeforeValidator(_model_choice)]
 Size = Annotated[str, AfterValidator(_size)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
+Window = tuple[Number, Number]
+
+
+def _check_window(window: tuple[float, float]) -> None:
+    if not 0 <= window[0] <= window[1] <= 1:
+        raise ValueError("a window is two numbers, start and end, with 0 ≤ start ≤ end ≤ 1")
+
+
+_CAME_LATER = ("controls", "character_model", "best_of", "style_references")
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Making(_Part):
-    """How pictures are made; what a shot leaves out comes from `defaults`, what these leave out from the family."""
+class NamedReference(_Part):
+    file: str
+    weight: Number = Field(1.0, ge=0, le=10)
 
-    negative_prompt: Prompt | None = None
-    scale: float | None = Field(None, ge=0, le=10)
-    window: tuple[float, float] | None = None
-    size: Size | None = None
-    steps: int | None = Field(None, ge=1, le=200)
-    guidance: float | None = Field(None, ge=0, le=50)
-    scheduler: str | None = None
-    variants: int | None = Field(None, ge=1, le=1000)
-    choose: int | None = Field(None, ge=1, le=16)
+
+class NamedControl(_Part):
+    """A picture that says how the shot is composed. `picture`: a file of the library, or a path beside the brief.
+
+    kind: which control of the loaded base hears it, such as pose. `extract`: the picture is an ordinary one, and the
+    control is drawn from it; else it is the control itself. `window`: the share of the steps in which it speaks.
+    """
+
+    kind: Slug
+    picture: RelativePath
+    strength: Number = Field(1.0, ge=0, le=10)
+    window: Window = (0.0, 1.0)
+    extract: bool = Field(False, strict=True)
 
     @model_validator(mode="after")
-    def _window_in_order(self) -> Making:
-        if self.window is not None and not 0 <= self.window[0] <= self.window[1] <= 1:
-            raise ValueError("a window is two numbers, start and end, with 0 ≤ start ≤ end ≤ 1")
+    def _window_in_order(self) -> NamedControl:
+        _check_window(self.window)
         return self
 
 
-class NamedReference(_Part):
-    file: str
-    weight: float = Field(1.0, ge=0, le=10)
+class Making(_Part):
+    """How pictures are made; what a shot leaves out comes from `defaults`, what these leave out from the family.
+
+    best_of: candidates a variant, of which the one most like its references is kept.
+    """
+
+    negative_prompt: Prompt | None = None
+    scale: Number | None = Field(None, ge=0, le=10)
+    window: Window | None = None
+    size: Size | None = None
+    steps: Whole | None = Field(None, ge=1, le=200)
+    guidance: Number | None = Field(None, ge=0, le=50)
+    scheduler: str | None = None
+    variants: Whole | None = Field(None, ge=1, le=1000)
+    choose: Whole | None = Field(None, ge=1, le=16)
+    controls: tuple[NamedControl, ...] | None = Field(None, max_length=4)
+    character_model: ModelChoice | None = None
+    best_of: Whole | None = Field(None, ge=1, le=64)
+    style_references: tuple[str | NamedReference, ...] | None = Field(None, max_length=16)
+
+    @model_validator(mode="after")
+    def _window_in_order(self) -> Making:
+        if self.window is not None:
+            _check_window(self.window)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came later where they are not used: a brief's hash, which says that it is the same
+        campaign, must not change with a release."""
+        shown: dict[str, Any] = handler(self)
+        return {k: v for k, v in shown.items() if v is not None or k not in _CAME_LATER}
 
 
 class Shot(Making):
@@ -82,12 +149,18 @@ class Shot(Making):
         return self
 
 
+class _Checks(CheckPolicy):
+    """The thresholds as a brief may write them: strict numbers, as everywhere in it."""
+
+    model_config = ConfigDict(strict=True)
+
+
 class Brief(_Part):
     campaign: Slug
     brand: Slug
     stages: tuple[LineOfText, ...] = ("brand",)
     defaults: Making = Making.model_construct()
-    checks: CheckPolicy = CheckPolicy(identity_min=None)
+    checks: _Checks = _Checks(identity_min=None)
     seed: Seed = 0
     shots: Annotated[tuple[Shot, ...], Field(min_length=1, max_length=10_000)]
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from prefect import flow, task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -55,25 +56,17 @@ class CampaignReport:
 @flow(name="run-campaign", flow_run_name="{brief_name}")
 async def run_campaign(
     brief: str, brief_name: str = "brief.yaml", by: str = "schedule", trigger: str = "cli",
-    workers: int = 1, sheet: str | None = None,
+    workers: int = 1, sheet: str | None = None, folder: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Make what a brief (YAML text) asks for. Killed and started again it makes what is missing, nothing twice.
 
     workers: how many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
     sheet: where to write the contact sheet PNG; it is an artifact of the run in any case.
+    folder: where the brief lies, for the control pictures that it names by a path.
     """
-    campaign_id, keys, planned, before = await submit(brief, brief_name, by, trigger)
-    report("pictures", 0, len(keys))
+    campaign_id, keys, planned, before = await submit(brief, brief_name, by, trigger, folder)
     result = CampaignReport(planned["campaign"], str(campaign_id), planned["pictures"], 0, before)
-    crew = [_Hand(keys) for _ in range(workers)]
-    for hand in crew:
-        hand.start()
-    try:
-        await _unless_all_die(crew, _await_all(keys))
-    finally:
-        for hand in crew:
-            await asyncio.to_thread(hand.finish)
-    result.engine_s = round(sum(h.engine_s for h in crew), 2)
+    result.engine_s = await make_all(keys, workers)
     result.review, result.problems = await conclude(campaign_id, keys)
     result.made = sum(result.review.values()) - result.review.get(ReviewState.DRAFT, 0) - result.reused
     path, png_url = await asyncio.to_thread(_draw_sheet, campaign_id, sheet)
@@ -88,7 +81,7 @@ async def run_campaign(
     retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, tags=["campaign"], retry_condition_fn=if_it_may_pass
 )
 async def submit(
-    brief: str, brief_name: str, by: str, trigger: str
+    brief: str, brief_name: str, by: str, trigger: str, folder: str | None = None
 ) -> tuple[uuid.UUID, list[str], dict[str, Any], int]:
     """Plan the brief and queue its jobs: campaign, keys, plan, and how many pictures there were before.
 
@@ -97,7 +90,8 @@ async def submit(
 
     def work() -> tuple[uuid.UUID, list[str], dict[str, Any], int]:
         with open_store() as store:
-            plan = plan_campaign(store, parse_brief(brief, file=brief_name))
+            place = None if folder is None else Path(folder)
+            plan = plan_campaign(store, parse_brief(brief, file=brief_name), folder=place)
             campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger)
             with store.database.transaction() as session:
                 there = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
@@ -136,7 +130,7 @@ async def conclude(campaign_id: uuid.UUID, keys: list[str]) -> tuple[dict[str, i
 
     def work() -> tuple[dict[str, int], list[str]]:
         with open_store() as store:
-            finishing.attach_finished(store, keys, engine(store.settings))
+            attached = finishing.attach_waiting(store, keys, engine(store.settings))
             with store.database.transaction() as session:
                 rows = session.execute(
                     select(Asset.review, func.count()).where(Asset.campaign_id == campaign_id).group_by(Asset.review)
@@ -145,9 +139,26 @@ async def conclude(campaign_id: uuid.UUID, keys: list[str]) -> tuple[dict[str, i
             problems = [
                 f"{j.state.value}: {j.evidence[-1].get('message', '') if j.evidence else 'no evidence'}" for j in bad
             ]
-            return {state.value: count for state, count in rows}, problems
+            return {state.value: count for state, count in rows}, [*problems, *attached.refused]
 
     return await asyncio.to_thread(work)
+
+
+async def make_all(keys: list[str], workers: int) -> float:
+    """Have every job made, by `workers` in this process or, with 0, by those elsewhere; the engine's seconds here.
+
+    Raises what ended the workers if all of them ended with an error.
+    """
+    report("pictures", 0, len(keys))
+    crew = [_Hand(keys) for _ in range(workers)]
+    for hand in crew:
+        hand.start()
+    try:
+        await _unless_all_die(crew, _await_all(keys))
+    finally:
+        for hand in crew:
+            await asyncio.to_thread(hand.finish)
+    return round(sum(h.engine_s for h in crew), 2)
 
 
 async def _await_all(keys: list[str]) -> None:
@@ -218,10 +229,11 @@ def _draw_sheet(campaign_id: uuid.UUID, path: str | None) -> tuple[str | None, s
         target = Path(path) if path else folder / f"{campaign_id}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(target, optimize=True)
-        return str(target), _data_url(sheet)
+        return str(target), preview_url(sheet)
 
 
-def _data_url(sheet: Any) -> str:
+def preview_url(sheet: Image.Image) -> str:
+    """A picture as a small data address, for an artifact that Prefect's UI shows."""
     import base64
     import io
 

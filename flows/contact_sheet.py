@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from sqlalchemy import select
@@ -11,6 +12,7 @@ from sqlalchemy import select
 from asset_store.pictures import open_picture
 from asset_store.tables import Asset, Campaign, CheckOutcome, Job
 from flows.library import limits_of
+from flows.recipes import BY_CONTROL
 from flows.wiring import Store
 
 TILE_PX, GAP_PX, MARGIN_PX, LABEL_PX, HEAD_PX = 148, 12, 28, 40, 84
@@ -111,8 +113,7 @@ def campaign_sheet(store: Store, campaign_id: uuid.UUID) -> Image.Image | None:
         for shot in campaign.brief["shots"][:MAX_SHOTS]:
             mine = [a for a in assets if a.shot == shot["name"]]
             job = session.get_one(Job, mine[0].job_key) if mine else None
-            references = job.recipe["references"][:MAX_REFERENCES] if job else []
-            tiles = [Tile(_opened(store, r["sha256"]), "reference", r["key"], FAINT) for r in references]
+            tiles = made_from(store, job.recipe) if job else []
             more = f"  ({len(mine)} variants, {MAX_PICTURES} shown)" if len(mine) > MAX_PICTURES else ""
             title = f"{shot['name']} · {shot['character']}"
             rows.append(Row(title, shot["prompt"] + more, tiles, [_asset_tile(store, a) for a in mine[:MAX_PICTURES]]))
@@ -122,6 +123,19 @@ def campaign_sheet(store: Store, campaign_id: uuid.UUID) -> Image.Image | None:
         told = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         day = campaign.made_at.date().isoformat()
         return compose(f"{campaign.brand.title}: {campaign.name}", f"{day} · {len(assets)} pictures · {told}", rows)
+
+
+def made_from(store: Store, recipe: dict[str, Any]) -> list[Tile]:
+    """What a shot's pictures follow: some references that say who is shown, then its controls."""
+    who: dict[str, dict[str, Any]] = {}  # a reference may be heard by the adapter and have taught the model
+    for r in recipe["references"]:
+        if "adapter" not in r and r.get("part") != BY_CONTROL:
+            who.setdefault(r["sha256"], r)
+    shown = list(who.values())[:MAX_REFERENCES]
+    tiles = [Tile(_opened(store, r["sha256"]), r.get("part", "reference"), r["key"], FAINT) for r in shown]
+    for control in recipe.get("controls", ()):
+        tiles.append(Tile(_opened(store, control["sha256"]), f"control: {control['kind']}", control["picture"], FAINT))
+    return tiles
 
 
 def _asset_tile(store: Store, asset: Asset) -> Tile:

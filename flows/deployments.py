@@ -21,6 +21,7 @@ def deployments(settings: Settings) -> list[Any]:
     from flows.library import ingest_library
     from flows.publish import release_assets
     from flows.sweep import sweep
+    from flows.training import train_adapter_model, train_character_model
 
     plan = settings.schedule
     library_calendar = brief_calendar = None
@@ -33,6 +34,8 @@ def deployments(settings: Settings) -> list[Any]:
         ingest_library.to_deployment("onmodel", tags=["onmodel", "library"], schedule=library_calendar),
         run_campaign.to_deployment("onmodel", tags=["onmodel", "campaign"], schedule=brief_calendar),
         release_assets.to_deployment("onmodel", tags=["onmodel", "release"]),
+        train_character_model.to_deployment("onmodel", tags=["onmodel", "training"]),
+        train_adapter_model.to_deployment("onmodel", tags=["onmodel", "training"]),
         sweep.to_deployment("onmodel", tags=["onmodel"], interval=SWEEP_EVERY_S),
     ]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Text, cast, func, select
+from sqlalchemy.dialects.postgresql import ARRAY, JSONPATH
 
 from asset_store.blobs import FolderBlobs
-from asset_store.tables import AssetVersion, Embedding, Job, Reference
+from asset_store.tables import AssetVersion, Embedding, Job, Preset, Reference, TrainedModel
 from flows.wiring import open_store
 
 
@@ -18,8 +19,12 @@ def collect(*, delete: bool) -> dict[str, Any]:
         present = set(store.blobs.iter_keys())
         with store.database.transaction() as session:
             named: set[str | None] = set()
-            for column in (Reference.sha256, Embedding.hidden_sha256, Job.picture_sha256, AssetVersion.sha256):
+            for column in (Reference.sha256, Embedding.hidden_sha256, Job.picture_sha256, AssetVersion.sha256,
+                           TrainedModel.sha256, Preset.picture_sha256):  # fmt: skip
                 named.update(session.scalars(select(column).distinct()))
+            for document, path in ((Job.recipe, "$.controls[*].sha256"), (Job.picture, "$.run.candidates[*].sha256")):
+                found = func.jsonb_path_query(document, cast(path, JSONPATH))
+                named.update(session.scalars(select(found.op("#>>")(cast([], ARRAY(Text)))).distinct()))
         garbage = sorted(present - named)
         if delete:
             if isinstance(store.blobs, FolderBlobs):

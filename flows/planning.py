@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Text, any_, cast, func, select
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, JSONPATH, insert
 from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.canonical import sha256_of
-from asset_store.errors import NotFound, RightsRefused
 from asset_store.repositories import jobs as job_table
-from asset_store.repositories import libraries
+from asset_store.repositories import libraries, presets
 from asset_store.repositories.jobs import NewJob
-from asset_store.rights import licences
-from asset_store.tables import Asset, AssetVersion, Campaign, Character, Encoder, Job, JobState, Reference
-from flows.brief import Brief, Making, NamedReference, Shot
+from asset_store.tables import Asset, AssetVersion, Campaign, Character, Job, JobState, Preset
+from flows import recipes
+from flows.brief import Brief, Making, Shot
+from flows.candidates import check_comparable
+from flows.choosing import find_references
+from flows.conditions import ConditionFinder, Conditions, ControlReader
+from flows.shots import chooses, chosen, merged, named, seeds_of
+from flows.text_tower import text_tower
 from flows.wiring import Store, engine
+from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import GenerationRequest
 
-DEFAULT_VARIANTS = 1
-DEFAULT_CHOICE = 1
 ROWS_A_STATEMENT = 1000  # PostgreSQL binds at most 65,535 values a statement
 
 
@@ -48,14 +51,17 @@ class CampaignPlan:
     pictures: tuple[PlannedPicture, ...]
     chosen: dict[str, list[str]]  # shot -> the references it uses, with how they were chosen
     made_already: int
-    seconds_a_picture: float | None  # measured on past jobs of the same kind; None: never made yet
+    seconds_a_picture: float | None  # measured on past jobs of the same kinds; None: never made yet
+    to_draw: int = 0  # pictures that the engine makes: with best_of, several for each that is kept
+    left_out: Mapping[str, list[str]] = field(default_factory=dict)  # shot -> references it does not use, and why
+    conditions: Mapping[str, Conditions] = field(default_factory=dict)
 
     @property
     def to_make(self) -> int:
         return len({p.job.key for p in self.pictures}) - self.made_already
 
     def as_json(self) -> dict[str, Any]:
-        cost = None if self.seconds_a_picture is None else round(self.seconds_a_picture * self.to_make, 2)
+        cost = None if self.seconds_a_picture is None else round(self.seconds_a_picture * self.to_draw, 2)
         return {
             "campaign": self.brief.campaign,
             "brand": self.brief.brand,
@@ -63,47 +69,106 @@ class CampaignPlan:
             "pictures": len(self.pictures),
             "made_already": self.made_already,
             "to_make": self.to_make,
+            "to_draw": self.to_draw,
             "engine_seconds_a_picture": self.seconds_a_picture,
             "engine_seconds": cost,
             "stages": list(self.brief.stages),
-            "shots": [
-                {
-                    "shot": shot.name,
-                    "character": shot.character,
-                    "prompt": shot.prompt,
-                    "variants": sum(p.shot == shot.name for p in self.pictures),
-                    "references": self.chosen[shot.name],
-                }
-                for shot in self.brief.shots
-            ],
+            "shots": [self._shot_as_json(shot) for shot in self.brief.shots],
+        }
+
+    def _shot_as_json(self, shot: Shot) -> dict[str, Any]:
+        mine = [p.job.recipe for p in self.pictures if p.shot == shot.name]
+        preset = mine[0].get("preset") if mine else None
+        return {
+            "shot": shot.name,
+            "character": shot.character,
+            "prompt": shot.prompt,
+            "variants": len(mine),
+            "references": self.chosen[shot.name],
+            "left_out": list(self.left_out.get(shot.name, ())),
+            "best_of": recipes.candidates(mine[0]) if mine else 1,
+            "preset": None if preset is None else preset["version"],
+            **self.conditions.get(shot.name, Conditions()).as_json(),
         }
 
 
-def plan_campaign(store: Store, brief: Brief) -> CampaignPlan:
+def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> CampaignPlan:
     """Resolve a brief against the library and the loaded checkpoint; reads only.
 
-    Raises NotFound, RightsRefused (a reference that may not be used today) or RequestRefused (the family cannot).
+    folder: where the brief lies, for the control pictures that it names by a path.
+    Raises NotFound, Ambiguous, RightsRefused (a reference that may not be used today) or RequestRefused (the family
+    cannot). Pictures are read and compared between two short transactions; rights are asked for again by whoever makes
+    the jobs.
     """
-    made = engine(store.settings)
+    made, tower = engine(store.settings), text_tower(store.settings)
     today = datetime.now(UTC).date()
-    pictures: list[PlannedPicture] = []
-    chosen: dict[str, list[str]] = {}
+    makings = {shot.name: merged(brief.defaults, shot) for shot in brief.shots}
+    controls = [c for making in makings.values() for c in making.controls or ()]
     with store.database.transaction() as session:
         brand = libraries.get_brand(session, brief.brand)
+        characters = {s.character: libraries.get_character(session, brand, s.character) for s in brief.shots}
+        reader = ControlReader(store, made, brand, today, folder)
+        sources = reader.sources(session, controls)
+        choosing = {s.character for s in brief.shots if chooses(s, makings[s.name])}
+        encoder = made.encoder.sha256
+        found = {name: find_references(session, store, characters[name], encoder, today) for name in sorted(choosing)}
+    pictures = reader.read(controls, sources)
+    prompts = list(dict.fromkeys(s.prompt for s in brief.shots if chooses(s, makings[s.name])))
+    texts = dict(zip(prompts, tower.texts(prompts), strict=True)) if tower is not None and prompts else {}
+    picked = {
+        s.name: chosen(found[s.character], s.prompt, texts.get(s.prompt), makings[s.name])
+        for s in brief.shots
+        if chooses(s, makings[s.name])
+    }
+    planned: list[PlannedPicture] = []
+    conditions: dict[str, Conditions] = {}
+    with store.database.transaction() as session:
+        finder = ConditionFinder(session, made, brand, today, sources, pictures)
         for shot in brief.shots:
-            character = libraries.get_character(session, brand, shot.character)
-            making = _merged(brief.defaults, shot)
-            references, why = _references(session, shot, making, character, made, today)
-            chosen[shot.name] = why
-            for variant, seed in enumerate(_seeds(brief, shot, making)):
-                recipe = _recipe(made, shot, making, references, seed)
-                job = NewJob(_job_key(recipe), _batch_key(made, recipe), recipe)
-                pictures.append(PlannedPicture(shot.name, variant, character.name, job))
-        keys = {p.job.key for p in pictures}
-        finished = job_table.states(session, sorted(keys)).get(JobState.SUCCEEDED, 0)
-        seconds = _seconds_a_picture(session, {p.job.batch_key for p in pictures})
-    brief_json = brief.model_dump(mode="json")
-    return CampaignPlan(brief, sha256_of(brief_json), tuple(pictures), chosen, finished, seconds)
+            character, making = characters[shot.character], makings[shot.name]
+            conditions[shot.name] = found_here = finder.of(character, making)
+            if shot.name not in picked:
+                picked[shot.name] = named(session, shot, making, character, today)
+            preset = None if found_here.model is not None else _preset(session, made, character, making)
+            if preset is not None:
+                window = (preset.window_start, preset.window_end)
+                making = making.model_copy(update={"scale": preset.scale, "window": window})
+            for variant, seed in enumerate(seeds_of(brief, shot, making)):
+                entries = picked[shot.name].entries
+                recipe = recipes.recipe_of(made, found_here.prompt(shot.prompt), seed, making, entries)
+                recipe = _best_of(found_here.into(recipe, made), brief, shot, making)
+                if preset is not None and entries:
+                    recipe["preset"] = {"id": str(preset.id), "version": preset.version}
+                job = NewJob(recipes.job_key(recipe), recipes.batch_key(made, recipe), recipe)
+                planned.append(PlannedPicture(shot.name, variant, character.name, job))
+        todo = {p.job.key: p.job for p in planned}
+        check_comparable(session, (job.recipe for job in todo.values()), made.encoder.sha256)
+        done = _made(session, sorted(todo))
+        cost = cost_of(session, [job for key, job in todo.items() if key not in done] or list(todo.values()))
+    to_draw = sum(recipes.candidates(job.recipe) for key, job in todo.items() if key not in done)
+    sha256 = sha256_of(brief.model_dump(mode="json"))
+    told, left_out = {n: p.told for n, p in picked.items()}, {n: p.left_out for n, p in picked.items()}
+    return CampaignPlan(brief, sha256, tuple(planned), told, len(done), cost, to_draw, left_out, conditions)
+
+
+def _preset(session: Session, made: Engine, character: Character, making: Making) -> Preset | None:
+    """What was found together is used together or not at all; and it was found without a character's own model."""
+    if making.scale is not None or making.window is not None:
+        return None
+    return presets.find_preset(session, character.id, recipes.models_sha256(made), met=True)
+
+
+def _best_of(recipe: dict[str, Any], brief: Brief, shot: Shot, making: Making) -> dict[str, Any]:
+    """The recipe with its candidates; what they are chosen by is in it, as it determines the picture."""
+    if (making.best_of or 1) == 1:
+        return recipe
+    if not recipes.of_identity(recipe):
+        raise RequestRefused(
+            f"best_of of shot {shot.name} has nothing to compare its candidates with",
+            "give it references or a character model, or best_of: 1 for this shot",
+        )
+    judged = {"candidates": making.best_of, "blank_spread": brief.checks.blank_spread}
+    return {**recipe, "recipe": recipes.WITH_CONDITIONS, "best_of": judged}
 
 
 def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) -> tuple[uuid.UUID, list[str]]:
@@ -113,6 +178,9 @@ def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) 
     library has changed since and would be planned otherwise now.
     """
     brief = plan.brief
+    for found in plan.conditions.values():
+        for data in found.blobs.values():  # before the rows that name them
+            store.blobs.put(data, "image/png")
     with store.database.transaction() as session:
         brand = libraries.get_brand(session, brief.brand)
         made = session.scalar(
@@ -165,129 +233,39 @@ def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) 
     return campaign_id, list(dict.fromkeys(kept.get((p.shot, p.variant), p.job.key) for p in plan.pictures))
 
 
-# ---------------------------------------------------------------------------- one shot
+def _made(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of `keys` whose picture is there."""
+    among = Job.key == any_(cast(list(keys), ARRAY(Text)))  # one array: a statement binds at most 65,535 values
+    return set(session.scalars(select(Job.key).where(among, Job.state == JobState.SUCCEEDED)))
 
 
-def _merged(defaults: Making, shot: Shot) -> Making:
-    given = {k: v for k, v in shot.model_dump().items() if k in Making.model_fields and v is not None}
-    return Making.model_validate({**defaults.model_dump(exclude_none=True), **given})
+def cost_of(session: Session, jobs: Sequence[NewJob]) -> float | None:
+    """The mean seconds of the engine for a picture of these jobs, candidates counted, from the run records of past ones
+    of the same kinds: the same batch key and the same controls, each of which is another model beside the UNet.
+
+    None where pictures of one of the kinds were never made here.
+    """
+    drawn: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for job in jobs:
+        kinds = tuple(c["kind"] for c in job.recipe.get("controls", ()))
+        drawn[job.batch_key, kinds] += recipes.candidates(job.recipe)
+    means = [_seconds_a_picture(session, *kind) for kind in drawn]
+    known = [mean for mean in means if mean is not None]
+    if not known or len(known) < len(means):
+        return None
+    return round(sum(m * n for m, n in zip(known, drawn.values(), strict=True)) / drawn.total(), 4)
 
 
-def _seeds(brief: Brief, shot: Shot, making: Making) -> list[int]:
-    if shot.seeds is not None:
-        return list(shot.seeds)
-    count = making.variants or DEFAULT_VARIANTS
-    base = brief.seed if shot.seed is None else shot.seed
-    names = [f"{brief.brand}/{brief.campaign}/{shot.name}/{base}/{variant}" for variant in range(count)]
-    return [int.from_bytes(hashlib.sha256(n.encode()).digest()[:4], "big") for n in names]
-
-
-def _references(
-    session: Session, shot: Shot, making: Making, character: Character, made: Engine, today: date
-) -> tuple[list[tuple[Reference, float]], list[str]]:
-    """(reference, weight) pairs of a shot, and a line a reference that says how it was chosen."""
-    if making.scale == 0:
-        return [], []
-    if shot.references != "choose":
-        return _named_references(session, shot, character, today)
-    usable = libraries.usable_references(session, character.id, today)
-    vectors = libraries.embeddings_of(session, {r.sha256 for r in usable}, made.encoder.sha256)
-    usable = list({r.sha256: r for r in reversed(usable) if r.sha256 in vectors}.values())[::-1]  # each picture once
-    if not usable:
-        raise NotFound(
-            "usable identity reference of", character.name, "Ingest its library with the encoder of today's settings."
-        )
-    units = [np.asarray(vectors[r.sha256].pooled, dtype=np.float32) for r in usable]
-    centre = np.mean([u / np.linalg.norm(u) for u in units], axis=0)
-    encoder = session.get_one(Encoder, made.encoder.sha256)
-    ranked = libraries.nearest(session, centre, encoder, vectors, making.choose or DEFAULT_CHOICE)
-    first = {r.sha256: r for r in usable}
-    pairs = [(first[sha], first[sha].weight) for sha, _ in ranked]
-    why = [f"{first[sha].key} (chosen: {likeness:.2f} to the centre of {len(usable)})" for sha, likeness in ranked]
-    return pairs, why
-
-
-def _named_references(
-    session: Session, shot: Shot, character: Character, today: date
-) -> tuple[list[tuple[Reference, float]], list[str]]:
-    pairs: list[tuple[Reference, float]] = []
-    for named in shot.references:
-        entry = named if isinstance(named, NamedReference) else NamedReference(file=named)
-        row = session.scalars(
-            select(Reference)
-            .where(Reference.character_id == character.id, Reference.key == entry.file)
-            .order_by((Reference.state == "active").desc(), Reference.made_at.desc())
-        ).first()
-        if row is None:
-            raise NotFound(
-                f"reference of {character.name} called", entry.file, "Name a file of its library, or ingest again."
-            )
-        pairs.append((row, entry.weight))
-    problems = [p for row, _ in pairs if (p := licences.problem_of(row, today)) is not None]
-    if problems:
-        raise RightsRefused(problems)
-    return pairs, [row.key for row, _ in pairs]
-
-
-def _recipe(
-    made: Engine, shot: Shot, making: Making, references: list[tuple[Reference, float]], seed: int
-) -> dict[str, Any]:
-    """All that determines the picture, as JSON."""
-    family = made.family
-    width, height = (int(s) for s in making.size.split("x")) if making.size else (family.size_px, family.size_px)
-    request = GenerationRequest(
-        shot.prompt, seed, width_px=width, height_px=height, steps=making.steps, scheduler=making.scheduler,
-        scale=1.0 if making.scale is None else making.scale, window=making.window or (0.0, 1.0),
-    )  # fmt: skip
-    key = made.batch_key(request)
-    return {
-        "recipe": 1,
-        "family": family.name,
-        "models": [m.__dict__ for m in made.models],
-        "encoder": made.encoder.sha256 if references else None,
-        "prompt": shot.prompt,
-        "negative_prompt": making.negative_prompt or "",
-        "seed": seed,
-        "steps": key.steps,
-        "scheduler": key.scheduler,
-        "guidance": family.guidance if making.guidance is None else making.guidance,
-        "scale": request.scale,
-        "window": list(request.window),
-        "width_px": key.width_px,
-        "height_px": key.height_px,
-        "references": [{"id": str(r.id), "key": r.key, "sha256": r.sha256, "weight": w} for r, w in references],
-    }
-
-
-def _job_key(recipe: dict[str, Any]) -> str:
-    """The sha256 of what determines the picture: contents by hash, not the names and ids they go by here."""
-    return sha256_of(
-        {
-            **recipe,
-            "models": [{"role": m["role"], "sha256": m["sha256"]} for m in recipe["models"]],
-            "references": [{"sha256": r["sha256"], "weight": r["weight"]} for r in recipe["references"]],
-        }
-    )
-
-
-def _batch_key(made: Engine, recipe: dict[str, Any]) -> str:
-    """What jobs of one batch share, as a short text: models, size, steps, scheduler."""
-    return f"{models_key(made)}{recipe['width_px']}x{recipe['height_px']}/{recipe['steps']}/{recipe['scheduler']}"
-
-
-def models_key(made: Engine) -> str:
-    """How the batch keys begin of all jobs that this engine can make."""
-    return f"{made.family.name}/{sha256_of([m.sha256 for m in made.models])[:12]}/"
-
-
-def _seconds_a_picture(session: Session, batch_keys: set[str]) -> float | None:
-    """The mean engine time of the last pictures of the same kind, from their run records."""
+def _seconds_a_picture(session: Session, batch_key: str, controls: tuple[str, ...]) -> float | None:
+    """The mean over the last pictures of a batch key that had controls of these kinds."""
+    kinds = func.jsonb_path_query_array(Job.recipe, cast("$.controls[*].kind", JSONPATH))
     recent = (
         select(Job.picture["run"]["engine_s"].as_float().label("s"))
-        .where(Job.batch_key.in_(batch_keys), Job.state == JobState.SUCCEEDED)
+        .where(Job.batch_key == batch_key, Job.state == JobState.SUCCEEDED)
+        .where(kinds == cast(list(controls), JSONB))
         .order_by(Job.finished_at.desc())
         .limit(200)
         .subquery()
     )
     mean = session.scalar(select(func.avg(recent.c.s)))
-    return None if mean is None else round(float(mean), 4)
+    return None if mean is None else float(mean)

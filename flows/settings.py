@@ -33,6 +33,9 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     base: Path | None = Field(None, description="a diffusers folder; empty: the embedded studio model")
     adapter: Path | None = Field(None, description="an IP-Adapter file in the official layout")
     encoder: Path | None = Field(None, description="the image encoder's folder")
+    controls: dict[str, Path] = Field({}, description="folders of ControlNets by kind, besides those in the base")
+    adapters: dict[str, Path] = Field({}, description="files of further adapters by name, such as style")
+    depth_model: Path | None = Field(None, description="a depth estimation model's folder, to extract depth controls")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_batch: int | None = Field(None, ge=1, le=256)

@@ -31,5 +31,5 @@ def _sweep() -> dict[str, int]:
                 .distinct()
                 .limit(1000)
             ).all()
-        attached = finishing.attach_finished(store, waiting, engine(store.settings)) if waiting else 0
-    return {"reaped": reaped, "attached": attached}
+        found = finishing.attach_waiting(store, waiting, engine(store.settings)) if waiting else finishing.Attached(0)
+    return {"reaped": reaped, "attached": found.jobs, "refused": len(found.refused)}

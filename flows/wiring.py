@@ -104,7 +104,8 @@ def _engine(settings_json: str) -> Engine:
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.dtype == "auto" and device.startswith("cuda") and settings.base is not None:
         dtype = torch.bfloat16
-    paths = CheckpointPaths(settings.base or EMBEDDED, settings.adapter, settings.encoder)
+    base = settings.base or EMBEDDED
+    paths = CheckpointPaths(base, settings.adapter, settings.encoder, settings.controls, settings.adapters)
     return Engine.open(paths, device=device, dtype=dtype)
 
 

@@ -8,34 +8,36 @@ import signal
 import socket
 import threading
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import psycopg
 from sqlalchemy.exc import OperationalError
 
 from asset_store.errors import RightsRefused
 from asset_store.repositories import jobs as job_table
-from asset_store.repositories import libraries
 from asset_store.repositories.jobs import CHANNEL, LOCK_SPACE, ClaimedJob
-from asset_store.rights import licences
+from asset_store.tables import JobState
 from flows import finishing
-from flows.planning import models_key
+from flows.looking import store_picture
 from flows.progress import report
+from flows.recipes import models_key, obstacle
+from flows.requesting import requests_of
 from flows.wiring import Store
 from ipadapter_engine.errors import EngineError, GenerationFailed, RequestRefused
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import GeneratedImage, GenerationRequest, ReferencePrompt
+from ipadapter_engine.requests import GeneratedImage, GenerationRequest
 
 LEASE_S = 60.0
 HEARTBEAT_S = 10.0
 IDLE_WAIT_S = 2.0
 RECONNECT_S = 2.0
+RETRY_S = 30.0  # a job that this worker cannot make is left to others for so long
+PATIENCE_S = 600.0  # for a worker that can make it, before a job is set aside
 
 
 @dataclass
@@ -50,16 +52,30 @@ class WorkerTally:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A job's pictures, one a candidate, and how they were made."""
+
+    job: ClaimedJob
+    pictures: list[GeneratedImage]
+    run: dict[str, Any]
+
+
 class Worker:
     """Pulls jobs and makes pictures until told to stop. Killing it at any moment loses nothing: its advisory lock is
     freed with its connection, and whoever comes next queues its unfinished jobs again."""
 
-    def __init__(self, store: Store, engine: Engine, *, name: str = "", batch_size: int | None = None) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, *, name: str = "", batch_size: int | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
         self.store, self.engine = store, engine
         self.name = name or f"{socket.gethostname()}/{os.getpid()}"
         self.number = random.SystemRandom().randrange(1, 2**31)
         self.batch_size = batch_size or store.settings.engine.max_batch or engine.family.max_batch
+        self.patience_s = patience_s
         self.tally = WorkerTally()
+        self._cannot: dict[str, float] = {}  # keys of jobs that other workers may make, and until when they are left
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._warm = ""
@@ -82,10 +98,10 @@ class Worker:
                     connection.execute("SELECT 1")  # without its lock, what it claims would be taken from it at once
                     batch = self._claim()
                     if batch:
-                        made = self._generate(batch)
-                        if pending is not None:
-                            pending.result()
-                        pending = finisher.submit(self._finish, made)
+                        for made in self._generate(batch):
+                            if pending is not None:
+                                pending.result()
+                            pending = finisher.submit(self._finish, made)
                         continue
                     if pending is not None:
                         pending.result()
@@ -105,30 +121,47 @@ class Worker:
     def _claim(self) -> list[ClaimedJob]:
         with self.store.database.transaction() as session:
             job_table.reap(session, me=self.number)
+            self._cannot = {key: until for key, until in self._cannot.items() if until > time.monotonic()}
             batch = job_table.claim(
-                session, worker=self.number, size=self.batch_size, warm=self._warm, models=self._models, lease_s=LEASE_S
-            )
+                session, worker=self.number, size=self.batch_size, warm=self._warm, models=self._models,
+                without=list(self._cannot), lease_s=LEASE_S,
+            )  # fmt: skip
         if batch:
             self._warm = batch[0].batch_key
         return batch
 
-    def _generate(self, batch: list[ClaimedJob]) -> list[tuple[ClaimedJob, GeneratedImage, dict[str, Any]]]:
-        """Pictures of the jobs that may be made; the others are cancelled or fail with their evidence."""
-        ready: list[tuple[ClaimedJob, GenerationRequest]] = []
+    def _generate(self, batch: list[ClaimedJob]) -> Iterator[list[_Made]]:
+        """Pictures of the jobs that may be made, a batch of the engine at a time so that each can be finished while the
+        next one runs; the others are cancelled, given back or fail with their evidence. Once told to stop, what is not
+        under way is given back."""
+        ready: list[tuple[ClaimedJob, list[GenerationRequest]]] = []
         for job in batch:
+            if (lacks := obstacle(self.engine, job.recipe)) is not None:  # another worker may make it
+                self._release(job, lacks)
+                continue
             try:
-                ready.append((job, self._request(job)))
+                ready.append((job, requests_of(self.store, self.engine, job.recipe)))
             except RightsRefused as error:
                 self._cancel(job, error.message)
             except RequestRefused as error:
-                self._fail(job, error.message, final=True)
+                self._fail(job, f"{error.message}: {error.next_step}", final=True)
             except Exception as error:
                 self._fail(job, f"{type(error).__name__}: {error}")
-        if not ready:
-            return []
+        while ready:
+            if self._stop.is_set():
+                for job, _ in ready:
+                    self._release(job)
+                return
+            count = _fitting([len(requests) for _, requests in ready], self.batch_size)
+            now, ready = ready[:count], ready[count:]
+            if made := self._drawn(now):
+                yield made
+
+    def _drawn(self, ready: list[tuple[ClaimedJob, list[GenerationRequest]]]) -> list[_Made]:
+        asked = [r for _, requests in ready for r in requests]
         began = time.monotonic()
         try:
-            pictures = self.engine.generate([r for _, r in ready], max_batch=self.batch_size)
+            pictures = iter(self.engine.generate(asked, max_batch=self.batch_size))
         except GenerationFailed as error:
             self.batch_size = max(1, self.batch_size // 2)  # the next batches fit, or one picture alone does not
             for job, _ in ready:
@@ -151,63 +184,50 @@ class Worker:
             "device": str(self.engine.checkpoint.unet.device),
             "dtype": str(self.engine.checkpoint.unet.dtype).removeprefix("torch."),
             "noise_device": "cpu",
-            "batch": len(ready),
-            "engine_s": round(took / len(ready), 4),
+            "batch": len(asked),
+            "engine_s": round(took / len(asked), 4),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        return [(job, picture, run) for (job, _), picture in zip(ready, pictures, strict=True)]
+        return [_Made(job, list(islice(pictures, len(requests))), run) for job, requests in ready]
 
-    def _request(self, job: ClaimedJob) -> GenerationRequest:
-        """A recipe as a request; references must be usable today and made for the models that are loaded."""
-        recipe = job.recipe
-        loaded = [m.sha256 for m in self.engine.models]
-        if [m["sha256"] for m in recipe["models"]] != loaded:
-            raise RequestRefused("the job was planned for other models than this worker has loaded",
-                                 "start a worker with the models of the campaign, or plan it again")  # fmt: skip
-        with self.store.database.transaction() as session:
-            licences.check_usable(session, [uuid.UUID(r["id"]) for r in recipe["references"]], datetime.now(UTC).date())
-            found = libraries.embeddings_of(
-                session, {r["sha256"] for r in recipe["references"]}, self.engine.encoder.sha256
-            )
-        references = []
-        for r in recipe["references"]:
-            row = found.get(r["sha256"])
-            if row is None:
-                raise RequestRefused(f"{r['key']} has no embedding of this encoder", "ingest its library again")
-            if self.engine.needs_hidden:
-                if row.hidden_sha256 is None:
-                    raise RequestRefused(f"{r['key']} has no hidden states", "ingest its library again")
-                raw = np.frombuffer(self.store.blobs.get(row.hidden_sha256), dtype=np.float16)
-                vector = raw.reshape(-1, self.engine.encoder.hidden_dim).astype(np.float32)
-            else:
-                vector = np.asarray(row.pooled, dtype=np.float32)
-            references.append(ReferencePrompt(vector, r["weight"]))
-        return GenerationRequest(
-            recipe["prompt"], recipe["seed"], tuple(references), recipe["negative_prompt"], recipe["scale"],
-            (recipe["window"][0], recipe["window"][1]), recipe["width_px"], recipe["height_px"], recipe["steps"],
-            recipe["guidance"], recipe["scheduler"],
-        )  # fmt: skip
-
-    def _finish(self, made: list[tuple[ClaimedJob, GeneratedImage, dict[str, Any]]]) -> None:
-        """Blobs first, then one transaction a picture: a row never names a missing blob."""
-        for job, picture, run in made:
+    def _finish(self, made: list[_Made]) -> None:
+        """Blobs first, then one transaction a job: a row never names a missing blob."""
+        try:
+            thresholds = finishing.thresholds_for(self.store, [m.job.key for m in made], self.engine)
+        except Exception as error:
+            for m in made:
+                self._fail(m.job, f"{type(error).__name__}: {error}")
+            return
+        for m in made:
             try:
-                done = finishing.store_picture(self.store, picture.image, self.engine, finite=picture.finite)
+                done = [store_picture(self.store, p.image, self.engine, finite=p.finite) for p in m.pictures]
                 with self.store.database.transaction() as session:
-                    counted = finishing.finish_job(session, job, done, run, self.engine)
+                    counted = finishing.finish_job(session, m.job, done, m.run, self.engine, thresholds)
                 self.tally.made += counted
                 self.tally.lost += not counted
                 report("made", self.tally.made, 0)
             except RightsRefused as error:
-                self._cancel(job, error.message)
+                self._cancel(m.job, error.message)
+            except RequestRefused as error:  # as in best_of, where an embedding is gone
+                self._fail(m.job, f"{error.message}: {error.next_step}", final=True)
             except Exception as error:
-                self._fail(job, f"{type(error).__name__}: {error}")
+                self._fail(m.job, f"{type(error).__name__}: {error}")
 
     def _fail(self, job: ClaimedJob, message: str, *, final: bool = False) -> None:
         with self.store.database.transaction() as session:
             job_table.fail(session, job, message, final=final)
         self.tally.failed += 1
         self.tally.problems.append(message)
+
+    def _release(self, job: ClaimedJob, lacks: str = "") -> None:
+        """Give a job back, for at most `patience_s` in all where the worker lacks something to make it."""
+        with self.store.database.transaction() as session:
+            state = job_table.release(session, job, 0.0, why=lacks, patience_s=self.patience_s)
+        if lacks:
+            self._cannot[job.key] = time.monotonic() + min(RETRY_S, self.patience_s)
+        if state is JobState.FAILED:
+            self.tally.failed += 1
+            self.tally.problems.append(lacks)
 
     def _cancel(self, job: ClaimedJob, message: str) -> None:
         with self.store.database.transaction() as session:
@@ -229,6 +249,16 @@ class Worker:
                     job_table.extend_lease(session, worker=self.number, lease_s=LEASE_S)
             except Exception as error:  # the database may be away for a moment; the lease outlives several beats
                 self.tally.problems.append(f"heartbeat: {type(error).__name__}")
+
+
+def _fitting(counts: list[int], most: int) -> int:
+    """How many jobs, from the first on, fit into one batch of the engine with all their candidates; at least one."""
+    total = 0
+    for place, count in enumerate(counts):
+        total += count
+        if total > most and place:
+            return place
+    return len(counts)
 
 
 def work_until_told(store: Store, engine: Engine, *, batch_size: int | None = None) -> WorkerTally:

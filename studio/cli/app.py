@@ -105,14 +105,14 @@ def campaign_run(
         parsed = read_brief(brief)
         if dry_run:
             with open_store() as store:
-                plan = plan_campaign(store, parsed).as_json()
+                plan = plan_campaign(store, parsed, folder=brief.resolve().parent).as_json()
             emit(plan) if json else _show_plan(plan)
             return
         with open_store(), bars(quiet=json):
             report = asyncio.run(
                 run_campaign(
                     brief.read_text(encoding="utf-8-sig"), brief.name, by or os_user(), "cli", workers,
-                    str(sheet.resolve()) if sheet else None,
+                    str(sheet.resolve()) if sheet else None, str(brief.resolve().parent),
                 )
             )  # fmt: skip
         emit(report) if json else _show_run(report)
@@ -121,24 +121,37 @@ def campaign_run(
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    rows = table(f"{plain(plan['campaign'])} for {plain(plan['brand'])}", "Shot", "Character", "Pictures", "References")
+    rows = table(f"{plain(plan['campaign'])} for {plain(plan['brand'])}", "Shot", "Character", "Pictures", "Made with")
     for shot in plan["shots"]:
+        best = f" (best of {shot['best_of']})" if shot["best_of"] > 1 else ""
         rows.add_row(
-            plain(shot["shot"]),
-            plain(shot["character"]),
-            str(shot["variants"]),
-            plain(", ".join(shot["references"]) or "none"),
-        )
+            plain(shot["shot"]), plain(shot["character"]), f"{shot['variants']}{best}", plain("\n".join(_made_with(shot)))
+        )  # fmt: skip
     out.print(rows)
     out.print(
         f"{plan['pictures']} pictures, {plan['made_already']} made already, [bold]{plan['to_make']} to make[/]; approved by: {plain(', '.join(plan['stages']))}"
     )
+    if plan["to_draw"] != plan["to_make"]:
+        out.print(f"The engine makes {plan['to_draw']} pictures for them, as best_of keeps one of several.")
     if plan["engine_seconds"] is None:
         out.print("[dim]Cost: no picture of this kind was made here yet, so its time is not known.[/]")
     else:
         out.print(
             f"Cost: about {plan['engine_seconds']:.1f} s of the engine ({plan['engine_seconds_a_picture']:.2f} s a picture, measured here)"
         )
+
+
+def _made_with(shot: dict[str, Any]) -> list[str]:
+    """A line each for references, how they were chosen, those left out, and what else conditions the shot."""
+    lines = list(shot["references"]) or ["no references"]
+    lines += [f"left out: {told}" for told in shot["left_out"]]
+    lines += [f"control {told}" for told in shot["controls"]]
+    lines += [f"style {key}" for key in shot["style_references"]]
+    if shot["character_model"] is not None:
+        lines.append(f"character model {shot['character_model']}")
+    if shot["preset"] is not None:
+        lines.append(f"preset version {shot['preset']}")
+    return lines
 
 
 def _show_run(report: dict[str, Any]) -> None:
@@ -223,7 +236,7 @@ def release(
 
 def run() -> None:
     """The console script."""
-    from studio.cli import asking, reviewing  # noqa: F401  (they register their commands)
+    from studio.cli import asking, evaluating, reviewing, training, tuning  # noqa: F401  (they register their commands)
 
     try:
         app()

@@ -48,6 +48,8 @@ def _drawn(tree: dict[str, Any]) -> Tree:
                 f"{plain(r['key'])}  [dim]sha256 {r['sha256'][:16]}…[/]  {plain(r['role'] or '')}, weight {r['weight']:g}, "
                 f"licence {plain(licence['name'])}{until}, {plain(r['state'])}"
             )
+            if r["part"]:
+                leaf.add(plain(f"{', '.join(r['part'])}: {r['chosen']}"))
             for e in r["embeddings"]:
                 leaf.add(f"embedded by {plain(e['encoder'])}  [dim]{e['encoder_sha256'][:16]}…[/]")
         models = picture.add("models")
@@ -59,6 +61,8 @@ def _drawn(tree: dict[str, Any]) -> Tree:
         settings.add(
             ", ".join(f"{k} {plain(s[k])}" for k in ("seed", "steps", "scheduler", "guidance", "scale") if k in s)
         )
+        for told in _conditions(s):
+            settings.add(plain(told))
         run = v["run"]
         made = picture.add("run")
         made.add(
@@ -82,6 +86,21 @@ def _drawn(tree: dict[str, Any]) -> Tree:
             for d in v["deliveries"]:
                 deliveries.add(f"{plain(d['rendition'])} → {plain(d['address'])}")
     return root
+
+
+def _conditions(settings: dict[str, Any]) -> list[str]:
+    """What a picture was made with beside prompt and references, a line each."""
+    lines = [
+        f"control {c['kind']}: {c['picture']}, sha256 {c['sha256'][:16]}…, strength {c['strength']:g}, window {c['window']}"
+        for c in settings.get("controls", ())
+    ]
+    if (own := settings.get("character_model")) is not None:
+        lines.append(f"character model: {own['name']} version {own['version']}, sha256 {own['sha256'][:16]}…")
+    if (preset := settings.get("preset")) is not None:
+        lines.append(f"scale and window: preset version {preset['version']}")
+    if (best := settings.get("best_of")) is not None:
+        lines.append(f"kept as the best of {best['candidates']} candidates")
+    return lines
 
 
 @audit_app.command("verify")

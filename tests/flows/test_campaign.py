@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from asset_store import audit
+from asset_store.canonical import sha256_of
 from asset_store.errors import FourEyes, NotFound, RightsRefused
 from asset_store.lineage import record as lineage
 from asset_store.repositories import jobs as job_table
+from asset_store.repositories.jobs import NewJob
 from asset_store.reviewing.decide import decide
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Asset, AssetVersion, Job, JobState, LineageRecord, Reference, Verdict
 from flows.brief import parse_brief
-from flows.campaign import run_campaign
+from flows.campaign import conclude, run_campaign
 from flows.library import ingest_library
-from flows.planning import plan_campaign, submit_campaign
+from flows.planning import cost_of, plan_campaign, submit_campaign
 from flows.publish import release_assets
 from flows.recall import withdraw
 from flows.sweep import sweep
@@ -36,6 +40,15 @@ pytestmark = pytest.mark.usefixtures("prefect")
 def ingested(home: Home) -> Home:
     asyncio.run(ingest_library(str(home.library), "pat"))
     return home
+
+
+TWINS = """\
+campaign: {}
+brand: lumen
+defaults: {{steps: 2}}
+shots:
+  - {{name: one, character: Bo, prompt: a mascot, seeds: [5], references: [bo/front.png]}}
+"""
 
 
 def run(brief: str = SMALL_BRIEF, **options: Any) -> dict[str, Any]:
@@ -202,7 +215,56 @@ def test_the_sweep_gives_a_done_job_its_asset(ingested: Home) -> None:
         )
     assert asyncio.run(sweep())["attached"] == 6
     assert all(a.current for a in assets(ingested).values())
-    assert asyncio.run(sweep()) == {"reaped": 0, "attached": 0}
+    assert asyncio.run(sweep()) == {"reaped": 0, "attached": 0, "refused": 0}
+
+
+def test_a_reference_withdrawn_between_a_finished_job_and_its_attaching_is_refused(ingested: Home) -> None:
+    """The second campaign wants pictures that the first one made; it is queued before the recall, and concluded after."""
+    run(TWINS.format("first"))
+    with open_store() as store:
+        plan = plan_campaign(store, parse_brief(TWINS.format("second"), file="brief.yaml"))
+        campaign_id, keys = submit_campaign(store, plan, by="pat", trigger="test")
+        withdraw("bo/front.png", by="rita", reason="the contract ended")
+    review, problems = asyncio.run(conclude.fn(campaign_id, keys))
+    assert review == {"draft": 1}
+    assert problems == ["made before, and not used: bo/front.png was withdrawn"]
+    assert assets(ingested)["second/one", 0].current is None
+    assert asyncio.run(sweep())["attached"] == 0
+
+
+def test_a_reference_that_was_renamed_is_found_again_by_the_next_run(ingested: Home) -> None:
+    with open_store() as store:
+        plan = plan_campaign(store, parse_brief(TWINS.format("first"), file="brief.yaml"))
+        submit_campaign(store, plan, by="pat", trigger="test")
+        (ingested.library / "bo" / "front.png").rename(ingested.library / "bo" / "ahead.png")
+        file = ingested.library / "library.yaml"
+        file.write_text(file.read_text().replace("bo/front.png", "bo/ahead.png"))
+        asyncio.run(ingest_library(str(ingested.library), "pat"))
+        Worker(store, engine(store.settings)).run(until=lambda: True)
+        with store.database.transaction() as session:
+            assert [j.state for j in session.scalars(select(Job))] == [JobState.CANCELLED]
+    report = run(TWINS.format("first").replace("bo/front.png", "bo/ahead.png"))
+    assert (report["made"], report["problems"]) == (1, [])
+    with ingested.database.transaction() as session:
+        assert len(session.scalars(select(Job)).all()) == 1
+
+
+def test_the_cost_of_a_campaign_is_of_pictures_of_its_kind(session: Session) -> None:
+    def job(seed: int, kinds: tuple[str, ...], engine_s: float | None = None, candidates: int = 1) -> NewJob:
+        recipe = {"seed": seed, "controls": [{"kind": k} for k in kinds], "best_of": {"candidates": candidates}}
+        key = sha256_of([seed, kinds])
+        if engine_s is not None:
+            session.add(Job(key=key, batch_key="b", recipe=recipe if kinds else {"seed": seed}, state=JobState.SUCCEEDED,
+                            picture={"run": {"engine_s": engine_s}}, finished_at=datetime.now(UTC)))  # fmt: skip
+            session.flush()
+        return NewJob(key, "b", recipe)
+
+    job(1, (), 1.0)
+    job(2, ("edges",), 4.0)
+    assert cost_of(session, [job(3, ())]) == 1.0
+    assert cost_of(session, [job(4, ("edges",))]) == 4.0
+    assert cost_of(session, [job(5, ()), job(6, ("edges",), candidates=2)]) == 3.0
+    assert cost_of(session, [job(7, ()), job(8, ("pose",))]) is None
 
 
 def test_a_library_that_changed_between_two_runs_leaves_made_pictures_alone(ingested: Home) -> None:

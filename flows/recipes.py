@@ -1,0 +1,158 @@
+"""A recipe is all that determines a picture, as JSON; the sha256 of its canonical form is its job's key.
+
+What a brief does not use is not in its recipe, so that the keys of before stay the keys of today.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from asset_store.canonical import sha256_of
+from asset_store.tables import Reference
+from flows.brief import Making
+from ipadapter_engine.hashing import ModelHash
+from ipadapter_engine.pipeline import Engine
+from ipadapter_engine.requests import IDENTITY, ControlPrompt, GenerationRequest, ReferencePrompt
+
+PLAIN, WITH_CONDITIONS = 1, 2  # what `recipe` says: the keys that a plain recipe has, and those beyond them
+STYLE = "style"  # the adapter, and the role of its references
+BY_MODEL, BY_CONTROL = "character model", "control"  # parts of references that no adapter hears
+UNDETERMINING = ("preset",)  # told in lineage; the numbers that it gave are in the recipe themselves
+
+
+def reference_entry(
+    row: Reference, weight: float, *, chosen: str = "", part: str = "", adapter: str = ""
+) -> dict[str, Any]:
+    """One reference of a recipe. `part`: how it has part in the picture if no adapter hears it; `adapter`: which one
+    does, if not the identity adapter; `chosen`: how it was chosen."""
+    entry = {"id": str(row.id), "key": row.key, "sha256": row.sha256, "weight": weight}
+    optional = {"adapter": adapter, "part": part, "chosen": chosen}
+    return {**entry, **{k: v for k, v in optional.items() if v}}
+
+
+def recipe_of(
+    made: Engine, prompt: str, seed: int, making: Making, references: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The plain recipe of one picture: what the brief leaves out comes from the family. Raises RequestRefused."""
+    family = made.family
+    width, height = (int(s) for s in making.size.split("x")) if making.size else (family.size_px, family.size_px)
+    request = GenerationRequest(
+        prompt, seed, width_px=width, height_px=height, steps=making.steps, scheduler=making.scheduler,
+        scale=1.0 if making.scale is None else making.scale, window=making.window or (0.0, 1.0),
+    )  # fmt: skip
+    key = made.batch_key(request)
+    return {
+        "recipe": PLAIN,
+        "family": family.name,
+        "models": [m.__dict__ for m in made.models],
+        "encoder": made.encoder.sha256 if references else None,
+        "prompt": prompt,
+        "negative_prompt": making.negative_prompt or "",
+        "seed": seed,
+        "steps": key.steps,
+        "scheduler": key.scheduler,
+        "guidance": family.guidance if making.guidance is None else making.guidance,
+        "scale": request.scale,
+        "window": list(request.window),
+        "width_px": key.width_px,
+        "height_px": key.height_px,
+        "references": list(references),
+    }
+
+
+def heard(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The references that an adapter hears, identity first as they were given."""
+    return [r for r in recipe["references"] if "part" not in r]
+
+
+def of_identity(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The references that say who is shown: those of the identity adapter, else those its character model learnt from."""
+    by_adapter = [r for r in heard(recipe) if "adapter" not in r]
+    return by_adapter or [r for r in recipe["references"] if r.get("part") == BY_MODEL]
+
+
+def candidates(recipe: dict[str, Any]) -> int:
+    """How many pictures are made for the one that is kept."""
+    return int(recipe.get("best_of", {}).get("candidates", 1))
+
+
+def seeds_of(recipe: dict[str, Any]) -> list[int]:
+    """One seed a candidate: the recipe's own, then others derived from it. More candidates begin with those of fewer."""
+    more = [f"{recipe['seed']}/candidate {i}" for i in range(1, candidates(recipe))]
+    return [recipe["seed"], *(int.from_bytes(hashlib.sha256(m.encode()).digest()[:4], "big") for m in more)]
+
+
+def job_key(recipe: dict[str, Any]) -> str:
+    """The sha256 of what determines the picture and whose rights it needs: contents by hash, not the names and ids they
+    go by here. A control from a library and the same pixels from elsewhere are two jobs: only one can be recalled. What
+    a character's model learnt from is said by the model's own hash."""
+    said = {k: v for k, v in recipe.items() if k not in UNDETERMINING}
+    said["models"] = [{"role": m["role"], "sha256": m["sha256"]} for m in recipe["models"]]
+    determining = [r for r in recipe["references"] if r.get("part") != BY_MODEL]
+    said["references"] = [_only(r, "sha256", "weight", "adapter", "part") for r in determining]
+    if "controls" in recipe:
+        said["controls"] = [_only(c, "kind", "sha256", "strength", "window") for c in recipe["controls"]]
+    if "character_model" in recipe:
+        said["character_model"] = _only(recipe["character_model"], "sha256", "strength")
+    return sha256_of(said)
+
+
+def _only(entry: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: entry[name] for name in names if name in entry}
+
+
+# ---------------------------------------------------------------------------- models
+
+
+def models_of(made: Engine, recipe: dict[str, Any]) -> list[ModelHash]:
+    """The loaded models that have a part in a recipe's picture: those of every picture, then the ControlNets and the
+    style adapter if its request needs them. One that is not loaded is left out, so that `obstacle` names it."""
+    roles = _without_pictures(recipe).roles
+    return [*made.models, *(made.checkpoint.beside[role] for role in roles if role in made.checkpoint.beside)]
+
+
+def _without_pictures(recipe: dict[str, Any]) -> GenerationRequest:
+    """The recipe's request as far as it says which models it needs; blank pictures and embeddings stand for its own."""
+    blank, nobody = np.zeros((1, 1, 3), np.uint8), np.zeros(1, np.float32)
+    return GenerationRequest(
+        recipe["prompt"], recipe["seed"], scale=recipe["scale"], window=(recipe["window"][0], recipe["window"][1]),
+        references=tuple(ReferencePrompt(nobody, adapter=r.get("adapter", IDENTITY)) for r in heard(recipe)),
+        controls=tuple(
+            ControlPrompt(blank, c["kind"], c["strength"], (c["window"][0], c["window"][1]))
+            for c in recipe.get("controls", ())
+        ),
+    )  # fmt: skip
+
+
+def obstacle(made: Engine, recipe: dict[str, Any]) -> str | None:
+    """Why a worker with this engine cannot make a recipe that another one may, without a full stop; None if it can."""
+    if recipe["recipe"] not in (PLAIN, WITH_CONDITIONS):
+        return f"its recipe is of kind {recipe['recipe']}, which the worker's release does not know"
+    loaded = [m.sha256 for m in models_of(made, recipe)]
+    if loaded == [m["sha256"] for m in recipe["models"]]:
+        return None
+    lacking = [
+        f"{m['role']} {m['name']} (sha256 {m['sha256'][:12]}…)" for m in recipe["models"] if m["sha256"] not in loaded
+    ]
+    return f"the worker has not loaded {', '.join(lacking) or 'these models in these roles'}"
+
+
+def models_sha256(made: Engine) -> str:
+    """What presets and batches go by: the base with its identity adapter, whatever else is loaded beside them."""
+    return sha256_of([m.sha256 for m in made.models])
+
+
+def models_key(made: Engine) -> str:
+    """How the batch keys begin of all jobs that this engine can make."""
+    return f"{made.family.name}/{models_sha256(made)[:12]}/"
+
+
+def batch_key(made: Engine, recipe: dict[str, Any]) -> str:
+    """What jobs of one batch share, as a short text: models, size, steps, scheduler, the character's own model."""
+    shared = f"{models_key(made)}{recipe['width_px']}x{recipe['height_px']}/{recipe['steps']}/{recipe['scheduler']}"
+    own = recipe.get("character_model")
+    return shared if own is None else f"{shared}/character {own['sha256'][:12]}"

@@ -1,0 +1,129 @@
+"""From a job's recipe to what the engine is asked for: embeddings, control pictures and a character's model, verified."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asset_store.pictures import open_picture
+from asset_store.repositories import libraries
+from asset_store.rights import licences
+from asset_store.tables import Embedding
+from flows import recipes
+from flows.candidates import check_comparable
+from flows.conditions import pixels_of, reference_ids
+from flows.library import limits_of
+from flows.wiring import Store
+from ipadapter_engine.errors import RequestRefused
+from ipadapter_engine.hashing import sha256_of_file
+from ipadapter_engine.pipeline import Engine
+from ipadapter_engine.requests import (
+    IDENTITY,
+    CharacterModel,
+    ControlPrompt,
+    GenerationRequest,
+    ReferencePrompt,
+)
+
+
+def requests_of(store: Store, engine: Engine, recipe: dict[str, Any]) -> list[GenerationRequest]:
+    """One request a candidate, in the order of their seeds.
+
+    Every reference that the picture descends from must be usable today: RightsRefused. RequestRefused where this engine
+    cannot make it (`recipes.obstacle` asks before), or where a reference has no embedding.
+    """
+    if (obstacle := recipes.obstacle(engine, recipe)) is not None:
+        raise RequestRefused(obstacle, "start a worker with the models of the campaign, or plan it again")
+    with store.database.transaction() as session:  # one: no reference can be withdrawn before its embedding is read
+        licences.check_usable(session, reference_ids(recipe), datetime.now(UTC).date())
+        check_comparable(session, [recipe], engine.encoder.sha256)
+        sha256s = {r["sha256"] for r in recipes.heard(recipe)}
+        found = libraries.embeddings_of(session, sha256s, engine.encoder.sha256) if sha256s else {}
+    request = GenerationRequest(
+        recipe["prompt"], recipe["seed"], _references(store, engine, recipe, found), recipe["negative_prompt"],
+        recipe["scale"], (recipe["window"][0], recipe["window"][1]), recipe["width_px"], recipe["height_px"],
+        recipe["steps"], recipe["guidance"], recipe["scheduler"], _controls(store, recipe), _character(store, recipe),
+    )  # fmt: skip
+    return [replace(request, seed=seed) for seed in recipes.seeds_of(recipe)]
+
+
+def _references(
+    store: Store, engine: Engine, recipe: dict[str, Any], found: Mapping[str, Embedding]
+) -> tuple[ReferencePrompt, ...]:
+    references = []
+    for r in recipes.heard(recipe):
+        adapter, row = r.get("adapter", IDENTITY), found.get(r["sha256"])
+        if row is None:
+            raise RequestRefused(f"{r['key']} has no embedding of this encoder", "ingest its library again")
+        if not engine.reads_hidden(adapter):
+            vector = np.asarray(row.pooled, dtype=np.float32)
+        elif row.hidden_sha256 is not None:
+            raw = np.frombuffer(store.blobs.get(row.hidden_sha256), dtype=np.float16)
+            vector = raw.reshape(-1, engine.encoder.hidden_dim).astype(np.float32)
+        else:
+            vector = _hidden(store, engine, r["sha256"])
+        references.append(ReferencePrompt(vector, r["weight"], adapter))
+    return tuple(references)
+
+
+_seen: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()  # by encoder and reference; a campaign names few
+_SEEN_MOST = 32
+_seen_lock = threading.Lock()
+
+
+def _hidden(store: Store, engine: Engine, sha256: str) -> np.ndarray:
+    """Hidden states (patches + 1, hidden) of a reference that was ingested for adapters that read none, such as one that
+    only the style adapter hears. Rounded as ingest stores them, so that the picture is the same either way."""
+    key = (engine.encoder.sha256, sha256)
+    with _seen_lock:
+        if key in _seen:
+            return _seen[key]
+    picture = open_picture(store.blobs.get(sha256), limits_of(store)).image
+    hidden = engine.encoder.encode([picture], hidden=True)[0].hidden
+    assert hidden is not None
+    rounded = hidden.astype(np.float16).astype(np.float32)
+    with _seen_lock:
+        _seen[key] = rounded
+        while len(_seen) > _SEEN_MOST:
+            _seen.popitem(last=False)
+    return rounded
+
+
+def _controls(store: Store, recipe: dict[str, Any]) -> tuple[ControlPrompt, ...]:
+    return tuple(
+        ControlPrompt(
+            pixels_of(store.blobs.get(c["sha256"])), c["kind"], c["strength"], (c["window"][0], c["window"][1])
+        )
+        for c in recipe.get("controls", ())
+    )
+
+
+def _character(store: Store, recipe: dict[str, Any]) -> CharacterModel | None:
+    own = recipe.get("character_model")
+    if own is None:
+        return None
+    return CharacterModel(model_file(store, own["sha256"]), own["sha256"], own["strength"])
+
+
+def model_file(store: Store, sha256: str) -> Path:
+    """A trained model's blob as a file below ONMODEL_HOME/models, verified; a damaged or half-written one is replaced."""
+    target = store.settings.home / "models" / f"{sha256}.safetensors"
+    if target.exists() and sha256_of_file(target) == sha256:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = store.blobs.get(sha256)  # verified by the store
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{sha256[:16]}.", delete=False) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, target)  # whole or not at all: another worker may open it now
+    return target
