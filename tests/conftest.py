@@ -1,4 +1,5 @@
 import os
+import signal
 
 # Before anything imports Prefect or Hugging Face: no telemetry, no hub, no log noise, one engine thread a test run.
 os.environ.update(
@@ -12,6 +13,9 @@ os.environ.update(
         "COLUMNS": "200",
     }
 )
+# A run that was started in the background ignores Ctrl-C, and the processes that its tests start would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [n for n in os.environ if n.startswith("ONMODEL_")]:
     del os.environ[name]
 
