@@ -28,7 +28,7 @@ from ipadapter_engine.training.errors import TrainingFailed, TrainingRefused
 from ipadapter_engine.training.frozen import frozen
 from ipadapter_engine.training.loop import Trained, Weights, alone, fit
 from ipadapter_engine.training.objective import Objective, TextStates, text_states
-from ipadapter_engine.training.optimisation import Optimisation
+from ipadapter_engine.training.optimisation import Optimisation, attention_for_training
 from ipadapter_engine.training.sheets import Drawing, adapter_sheet
 
 
@@ -41,7 +41,7 @@ class AdapterTraining(Optimisation):
         style) lies in the references of its data alone.
     tokens: of the image, by default 4 and 16.
     drop_image, drop_text, drop_both: shares of the rows that are trained without, for guidance.
-    snr_gamma: see Objective. save_dtype: of the file. sheet_rows, sheet_steps: of the validation sheets.
+    snr_gamma, noisier: see Objective and its `draw`. save_dtype: of the file. sheet_rows, sheet_steps: of the validation sheets.
     """
 
     steps: int = 10_000
@@ -52,6 +52,7 @@ class AdapterTraining(Optimisation):
     drop_text: float = 0.05
     drop_both: float = 0.05
     snr_gamma: float | None = 5.0
+    noisier: float = 1.0
     save_dtype: Literal["float16", "float32"] = "float16"
     sheet_rows: int = 6
     sheet_steps: int | None = None
@@ -66,6 +67,8 @@ class AdapterTraining(Optimisation):
             raise TrainingRefused(f"an adapter cannot have {self.tokens} tokens", "give 1 or more, or leave it out")
         if not self.called.replace("-", "").replace("_", "").isalnum():
             raise TrainingRefused(f"{self.name!r} cannot be an adapter's name", "use letters, digits, - and _")
+        if not self.noisier >= 1:
+            raise TrainingRefused(f"noisier is {self.noisier}, below 1", "give 1 for uniform timesteps, or more")
         drops = (self.drop_image, self.drop_text, self.drop_both)
         if min(drops) < 0 or sum(drops) > 1:
             raise TrainingRefused(f"the shares that are dropped are {drops}", "give shares of 0 or more, 1 in all")
@@ -173,7 +176,7 @@ class _Course:
                 f"reads {tuple(self.dropped.shape)}",
                 "embed them with this checkpoint's encoder, pooled for base and hidden states for plus",
             )
-        noise, timesteps = self.objective.draw(latents)
+        noise, timesteps = self.objective.draw(latents, noisier=self.settings.noisier)
         kind = torch.rand(len(index))
         image, text, both = (self.settings.drop_image, self.settings.drop_text, self.settings.drop_both)
         no_image = (kind < image) | ((kind >= image + text) & (kind < image + text + both))
@@ -194,7 +197,8 @@ class _Course:
         )
         text, noised = drawn.text[rows], self.objective.noised(x, noise, t)
         latents = noised.latents.to(unet.dtype).contiguous(memory_format=torch.channels_last)
-        with self.settings.autocast(self.device):
+        positions = x.shape[-2] * x.shape[-1]
+        with self.settings.autocast(self.device), attention_for_training(self.device, positions):
             tokens = self.adapter.projection(references)
             blank = torch.zeros(tokens.shape[:2], device=self.device)
             prompt = ImagePrompt(tokens, blank, torch.ones(len(x), device=self.device))

@@ -108,7 +108,7 @@ def fit(
     device = device or torch.device("cpu")
     how.check_device(device)
     trainable = {k: p for k, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(list(trainable.values()), lr=how.lr, weight_decay=how.weight_decay, betas=how.betas)
+    optimizer = how.optimizer_of(list(trainable.values()))
     scaler = torch.amp.GradScaler(device.type, enabled=how.precision == "fp16")
     average = {k: p.detach().clone() for k, p in trainable.items()} if how.ema_decay else {}
     checkpoint, start, spent = out / f"{name}.ckpt", 0, 0.0

@@ -55,9 +55,15 @@ class Objective:
         known = {k: scheduler_config[k] for k in _NOISE_SCHEDULE if scheduler_config.get(k) is not None}
         self.alphas = _SCHEDULER(**known).alphas_cumprod.to(device)
 
-    def draw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise like `latents` and timesteps (n,), from torch's generator of the CPU: the same on every device."""
-        return torch.randn(latents.shape), torch.randint(0, len(self.alphas), latents.shape[:1])
+    def draw(self, latents: Tensor, *, noisier: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Noise like `latents` and timesteps (n,), from torch's generator of the CPU: the same on every device.
+
+        noisier: timesteps are uniform at 1; at 2 one is drawn as often as it is late, as what words and references decide
+        is decided early, where noise hides everything else.
+        """
+        if noisier == 1.0:
+            return torch.randn(latents.shape), torch.randint(0, len(self.alphas), latents.shape[:1])
+        return torch.randn(latents.shape), (torch.rand(latents.shape[:1]) ** (1 / noisier) * len(self.alphas)).long()
 
     def noised(self, x: Tensor, noise: Tensor, t: Tensor) -> Noised:
         """x, noise (n, c, h, w), t (n,) on the objective's device."""

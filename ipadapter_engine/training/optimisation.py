@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from diffusers import ModelMixin
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ipadapter_engine.training.errors import TrainingRefused
+from ipadapter_engine.training.muon import Muon
 
 Precision = Literal["fp32", "bf16", "fp16"]
+MOST_POSITIONS_BY_PARTS = 256
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def attention_for_training(device: torch.device, positions: int) -> AbstractContextManager[object]:
+    """Within, attention to `positions` latent positions is computed as it trains fastest.
+
+    On a CPU that is by its parts where they are few, as the backward pass of the fused kernel takes longer there; of many
+    its matrices would fill the memory.
+    """
+    parts = device.type == "cpu" and positions <= MOST_POSITIONS_BY_PARTS
+    return sdpa_kernel(SDPBackend.MATH) if parts else nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
     """steps: of the optimiser; each sees `accumulate` parts of `batch_size` rows, which equals one large batch.
 
-    lr, betas, weight_decay: AdamW's. warmup: steps until `lr` is reached. schedule: then it stays, or falls as a cosine
+    optimizer: adamw, or muon (see `muon.Muon`).
+    lr, betas, weight_decay: AdamW's, and Muon's alike. warmup: steps until `lr` is reached. schedule: then it stays, or falls as a cosine
         to 2 %. decay_from: the share of the steps up to which it stays before it falls; the cosine's alone.
     clip_norm: the gradient's largest norm. ema_decay: of the average of weights that is kept instead; 0 keeps none.
     precision: fp32, or autocast to bf16 (CPU and CUDA) or fp16 (CUDA, with a loss scaler).
@@ -30,6 +45,7 @@ class Optimisation:
     steps: int
     batch_size: int = 8
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
@@ -55,6 +71,8 @@ class Optimisation:
             problems.append(f"weight_decay is {self.weight_decay}, not 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas are {self.betas}, not from 0 to below 1")
+        if self.optimizer not in ("adamw", "muon"):
+            problems.append(f"optimizer is {self.optimizer!r}, not adamw or muon")
         if self.schedule not in ("constant", "cosine"):
             problems.append(f"schedule is {self.schedule!r}, not constant or cosine")
         if not 0 <= self.decay_from < 1:
@@ -67,6 +85,10 @@ class Optimisation:
             problems.append(f"precision is {self.precision!r}, not fp32, bf16 or fp16")
         if problems:
             raise TrainingRefused("; ".join(problems), "correct the training's settings")
+
+    def optimizer_of(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        kind = Muon if self.optimizer == "muon" else torch.optim.AdamW
+        return kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     @property
     def rows(self) -> int:

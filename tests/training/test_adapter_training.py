@@ -385,6 +385,16 @@ def test_the_target_is_what_the_scheduler_of_the_base_predicts(bases: dict[str, 
     assert noised.weight.max() <= 5.0
 
 
+def test_noisier_draws_late_timesteps_as_often_as_they_are_late() -> None:
+    objective = Objective({"num_train_timesteps": 1000, "prediction_type": "sample"}, 5.0, torch.device("cpu"))
+    torch.manual_seed(0)
+    _, uniform = objective.draw(torch.zeros(20_000, 1, 1, 1))
+    _, late = objective.draw(torch.zeros(20_000, 1, 1, 1), noisier=2.0)
+    assert (uniform < 500).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert (late < 500).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert (int(late.min()) >= 0, int(late.max()) <= 999) == (True, True)
+
+
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample", "epsilon"])
 def test_a_schedule_that_ends_in_pure_noise_teaches_there_too(prediction: str) -> None:
     config = {"prediction_type": prediction, "rescale_betas_zero_snr": True, "beta_schedule": "scaled_linear",
