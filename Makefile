@@ -1,6 +1,8 @@
 # Everything below makes and uses .venv in this checkout; nothing outside it is touched.
 PYTHON ?= python3
 VENV := .venv
+# Processes that the tests run in; each has a database and a Prefect server of its own.
+JOBS ?= 2
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -30,10 +32,10 @@ check: $(VENV)/installed  ## ruff, mypy, import contracts, migrations
 	$(BIN)/python -m migrations.check
 
 test: check  ## all checks, then all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 100 characters it never saw
-	$(BIN)/python -m ipadapter_engine.evaluation.fidelity --characters 100 --pictures 3
+bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 200 characters it never saw
+	$(BIN)/python -m ipadapter_engine.evaluation.fidelity
 
 clean:  ## remove the environment and the demo's data
 	rm -rf $(VENV) demo

@@ -13,6 +13,8 @@ os.environ.update(
         "COLUMNS": "200",
     }
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # several of them share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 # A run that was started in the background ignores Ctrl-C, and the processes that its tests start would, too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
