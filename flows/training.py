@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib
 import json
 import random
 import shutil
@@ -44,13 +43,13 @@ from ipadapter_engine.training.character import CharacterTraining, TrainedCharac
 from ipadapter_engine.training.errors import FolderInvalid, TrainingRefused
 from ipadapter_engine.training.latents import Crop
 from ipadapter_engine.training.mascots import random_staging
+from ipadapter_engine.training.studio2.studio_data import studio_adapter_data
 
 OnStep = Callable[[str, int, int], None]
 Chosen = TypeVar("Chosen", CharacterTraining, AdapterTraining)
 STUDIO_STAGINGS = 24  # that the class pictures of the studio model show
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 STUDIO_DATA = "studio"  # what `--data` calls the renderer's pictures
-STUDIO_MODULE = "ipadapter_engine.training.studio_model"  # its `studio_adapter_data(checkpoint, settings, cache=…)`
 
 
 @dataclass(frozen=True)
@@ -266,14 +265,7 @@ def _examples(
 ) -> AdapterData:  # fmt: skip
     """The examples that `--data` names. Raises FileInvalid for a folder with mistakes, all of them at once."""
     if data == STUDIO_DATA:
-        try:
-            studio_adapter_data = importlib.import_module(STUDIO_MODULE).studio_adapter_data
-        except (ImportError, AttributeError):
-            raise TrainingRefused(
-                "this installation has no studio pictures to train on", "name a folder of pictures with --data"
-            ) from None
-        made: AdapterData = studio_adapter_data(checkpoint, wanted, cache=out / "studio")
-        return made
+        return studio_adapter_data(checkpoint, wanted, cache=out / "studio")
     try:
         return FolderData.open(
             Path(data), checkpoint, variant=wanted.variant, size_px=size_px, crop=cast(Crop, crop),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import random
 from pathlib import Path
 
 from transformers import CLIPTokenizer
 
 from ipadapter_engine.training.mascots import ATTRIBUTES, Identity, Staging
+from ipadapter_engine.training.tokenizer import fitted_tokenizer
 
 EAR_WORDS = {"no": "without ears", "round": "with bear ears", "pointy": "with cat ears", "long": "with bunny ears"}
 PATTERN_WORDS = {"plain": "plain body", "belly": "cream belly", "spots": "spots", "stripes": "stripes"}
@@ -61,33 +60,8 @@ def caption(who: Identity, staging: Staging, rng: random.Random) -> str:
 
 
 def train_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's own format, fitted to the words that captions use.
-
-    Words it never saw fall back to their letters, so any prompt can be encoded.
-    """
-    from tokenizers import pre_tokenizers, trainers
-
+    """A tokenizer of the words that captions use."""
     words = sorted({w for a in ATTRIBUTES for v in a.values for w in v.split()})
     phrases = [*EAR_WORDS.values(), *PATTERN_WORDS.values(), *ACCESSORY_WORDS.values(), *SCENE_WORDS.values()]
-    corpus = [*words, *itertools.chain(*(p.split() for p in phrases)), "a", "mascot", "view", ","] * 50
-    blank = CLIPTokenizer()
-    backend = blank.backend_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        show_progress=False,
-    )
-    backend.train_from_iterator(corpus, trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    backend.model.save(str(folder))
-    vocab_file = folder / "vocab.json"
-    vocab: dict[str, int] = json.loads(vocab_file.read_text())
-    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocab.setdefault(letter + "</w>", len(vocab))  # so that an unknown word's last letter is known, too
-    vocab_file.write_text(json.dumps(vocab, ensure_ascii=False))
-    tokenizer = CLIPTokenizer(vocab=str(vocab_file), merges=str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    spoken = [w for phrase in phrases for w in phrase.split()]
+    return fitted_tokenizer(folder, [*words, *spoken, "a", "mascot", "view", ","], MAX_TOKENS)

@@ -45,6 +45,7 @@ def new_scheduler() -> DDIMScheduler:
         prediction_type="sample",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # not used by this spacing; diffusers warns of any other
         clip_sample=False,
         set_alpha_to_one=True,
     )

@@ -32,9 +32,11 @@ from flows.training_report import listed
 from flows.wiring import engine, open_store
 from ipadapter_engine.requests import GenerationRequest
 from ipadapter_engine.training.errors import TrainingRefused
+from ipadapter_engine.training.studio2 import studio_data
 from studio.cli import training  # noqa: F401  (it registers its commands)
 from studio.cli.app import app
 from tests.studio_home import ROOT, Home
+from tests.training.studio2.untrained import write_untrained
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SHORT = {"steps": 2, "class_pictures": 2, "rank": 4}
@@ -251,6 +253,25 @@ def test_an_adapter_is_trained_on_a_folder_and_recorded_once(home: Home, tmp_pat
     assert run()["version"] == 1
     with home.database.transaction() as session:
         assert [m.kind for m in models.list_models(session)] == [ModelKind.ADAPTER]
+
+
+@pytest.mark.parametrize(("variant", "name"), [("plus", None), ("base", "style")])
+def test_an_adapter_is_trained_on_the_studio_s_own_pictures(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, name: str | None
+) -> None:
+    monkeypatch.setattr(studio_data, "PICTURES", 20)
+    settings = {"steps": 1, "batch_size": 2, "name": name}
+    base = write_untrained(tmp_path)
+    made = asyncio.run(
+        train_adapter_model("studio", str(tmp_path / "out"), variant, "ada", base=str(base), settings=settings)
+    )
+    assert (made["kind"], made["name"]) == ("adapter", name or variant)
+    assert any(k.startswith("ip_adapter.") for k in load(Path(made["file"]).read_bytes()))
+
+
+def test_the_studio_s_own_pictures_teach_no_other_base(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(TrainingRefused, match="128 px"):
+        asyncio.run(train_adapter_model("studio", str(tmp_path / "out"), "base", "ada", settings={"steps": 1}))
 
 
 def test_mistakes_of_a_folder_are_told_with_exit_code_2(home: Home, tmp_path: Path) -> None:

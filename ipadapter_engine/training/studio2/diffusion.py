@@ -1,0 +1,148 @@
+"""The studio model's UNet: Stable Diffusion's layout, x-prediction on latents, zero terminal SNR."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from ipadapter_engine.training.dataset import PictureSet
+from ipadapter_engine.training.diffusion import new_scheduler
+from ipadapter_engine.training.loop import Weights, fit
+from ipadapter_engine.training.objective import Objective
+from ipadapter_engine.training.optimisation import Optimisation
+from ipadapter_engine.training.studio2.captions import describe_identity, describe_staging, names_style, prompt_for
+from ipadapter_engine.training.studio2.clip import WIDTH, tokens
+from ipadapter_engine.training.studio2.first_stage import LATENT_CHANNELS
+
+SNR_GAMMA, NOISIER = 5.0, 2.0
+BATCH, SHEET_EVERY = 48, 600
+POOLED = "pooled"
+LEFT_OUT = 0.04  # the share of a caption's parts that are missing
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Two resolutions. Attention is at the lower alone, where 64 positions see all of a 128 px picture: at the upper
+    it takes half of a step's time on a CPU, and convolutions draw the edges as well without. The words reach those as
+    well, pooled into the time embedding; that path adds nothing at first."""
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(128, 256),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,  # number of heads; diffusers kept the misnomer
+        cross_attention_dim=WIDTH,
+        addition_embed_type="text",
+    )
+    nn.init.zeros_(unet.add_embedding.norm2.weight)
+    return unet
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Training data of the denoiser: pictures' truth, and their latents (n, c, h, w) float16."""
+
+    pictures: PictureSet
+    latents: Tensor
+
+    def first(self, count: int) -> LatentSet:
+        return LatentSet(self.pictures.first(count), self.latents[:count])
+
+
+class Caption(NamedTuple):
+    """What attention reads, and what the pooled path does."""
+
+    attended: str
+    pooled: str
+
+
+def caption_for_base(data: PictureSet, i: int, rng: random.Random) -> Caption:
+    """Mostly who and what, sometimes what alone, sometimes nothing (for guidance); parts are missing at times, as they
+    are in people's prompts.
+
+    Half of the time the pooled path does not hear who: attention, which is all that an adapter speaks through, has to
+    draw the character by itself.
+    """
+    kind = rng.random()
+    if kind < 0.07:
+        return Caption("", "")
+    staging = data.stagings[i]
+    style = names_style(staging, rng)
+    if kind < 0.22:
+        return Caption(*[prompt_for(staging, style=style)] * 2)
+    told = describe_staging(staging, style=style, rng=rng, drop=LEFT_OUT)
+    who, what = (
+        ", ".join(p for p in (w, told) if p) for w in (describe_identity(data.identities[i], rng, LEFT_OUT), "a mascot")
+    )
+    return Caption(who, what if rng.random() < 0.5 else who)
+
+
+@torch.no_grad()
+def _text_states(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Tensor:
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        states: Tensor = clip.text_model(input_ids=tokens(tokenizer, texts).to(device)).last_hidden_state
+    return states.float()
+
+
+def train_unet(
+    data: LatentSet, clip: CLIPModel, tokenizer: CLIPTokenizer, out: Path, *, steps: int, device: torch.device,
+    start: dict[str, Tensor] | None = None, on_sheet: Callable[[int, UNet2DConditionModel], None] | None = None,
+) -> UNet2DConditionModel:  # fmt: skip
+    """start: the weights to begin with, else new ones. on_sheet(step, unet) is given a copy with the averaged weights now
+    and then."""
+    torch.manual_seed(4)
+    unet = new_unet()
+    if start is not None:
+        unet.load_state_dict(start)
+    unet = unet.to(device, memory_format=torch.channels_last)
+    if device.type == "cpu":  # the fused attention's backward pass takes four times as long there
+        unet.set_attn_processor(AttnProcessor())
+    clip = clip.to(device).eval()
+    objective = Objective(dict(new_scheduler().config), SNR_GAMMA, device)
+    # Training says apart what the pooled path hears; made of the same text states it is what diffusers does itself.
+    unet.get_aug_embed = lambda emb, encoder_hidden_states, added_cond_kwargs: unet.add_embedding(
+        added_cond_kwargs[POOLED]
+    )
+    compiled: Any = torch.compile(unet)  # half of a step is otherwise spent between its kernels
+
+    def batch_of(step: int, index: np.ndarray) -> tuple[Tensor, ...]:
+        rng = random.Random(step)
+        x = data.latents[index].float()
+        noise, t = objective.draw(x, noisier=NOISIER)
+        captions = [caption_for_base(data.pictures, i, rng) for i in index]
+        texts = dict.fromkeys(text for caption in captions for text in caption)
+        states = dict(zip(texts, _text_states(clip, tokenizer, list(texts), device), strict=True))
+        attended, pooled = (torch.stack([states[text] for text in part]) for part in zip(*captions, strict=True))
+        return x, noise, t, attended, pooled
+
+    def loss_of(batch: tuple[Tensor, ...], rows: slice) -> Tensor:
+        x, noise, t, text, pooled = (part[rows].to(device) for part in batch)
+        noised = objective.noised(x.contiguous(memory_format=torch.channels_last), noise, t)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            guess = compiled(noised.latents, t, encoder_hidden_states=text, added_cond_kwargs={POOLED: pooled}).sample
+        return noised.loss(guess)
+
+    def show(step: int, weights: Weights) -> None:
+        if on_sheet is not None:
+            shown = new_unet()
+            shown.load_state_dict({k: v.detach().cpu() for k, v in weights.items()})
+            on_sheet(step, shown.eval())
+
+    how = Optimisation(
+        steps=steps, batch_size=BATCH, optimizer="muon", lr=1.2e-3, betas=(0.9, 0.99), warmup=300, schedule="cosine", decay_from=0.3,
+        ema_decay=0.998, log_every=50, sheet_every=SHEET_EVERY,
+    )  # fmt: skip
+    fit("unet", unet, batch_of, loss_of, how, out=out, examples=len(data.pictures), device=device, on_sheet=show)
+    return unet
