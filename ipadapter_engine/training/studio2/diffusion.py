@@ -90,10 +90,23 @@ def caption_for_base(data: PictureSet, i: int, rng: random.Random) -> Caption:
 
 
 @torch.no_grad()
-def _text_states(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Tensor:
+def text_states(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Tensor:
     with torch.autocast(device.type, dtype=torch.bfloat16):
         states: Tensor = clip.text_model(input_ids=tokens(tokenizer, texts).to(device)).last_hidden_state
     return states.float()
+
+
+@torch.no_grad()
+def error_from_noise(unet: UNet2DConditionModel, latents: Tensor, text: Tensor) -> float:
+    """The mean squared error of the clean latents (n, c, h, w) that are guessed from pure noise and text states (n, t, d).
+
+    The spread of the latents is what a guess of their mean would be off by. It falls as words are understood, where the
+    loss is mostly of noise levels that show the picture itself.
+    """
+    last = torch.full(latents.shape[:1], new_scheduler().config["num_train_timesteps"] - 1)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    guess: Tensor = unet(noise, last, encoder_hidden_states=text).sample
+    return (guess - latents).square().mean().item()
 
 
 def train_unet(
@@ -123,7 +136,7 @@ def train_unet(
         noise, t = objective.draw(x, noisier=NOISIER)
         captions = [caption_for_base(data.pictures, i, rng) for i in index]
         texts = dict.fromkeys(text for caption in captions for text in caption)
-        states = dict(zip(texts, _text_states(clip, tokenizer, list(texts), device), strict=True))
+        states = dict(zip(texts, text_states(clip, tokenizer, list(texts), device), strict=True))
         attended, pooled = (torch.stack([states[text] for text in part]) for part in zip(*captions, strict=True))
         return x, noise, t, attended, pooled
 

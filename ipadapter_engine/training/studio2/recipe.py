@@ -37,7 +37,7 @@ from ipadapter_engine.training.studio2.captions import describe_identity, descri
 from ipadapter_engine.training.studio2.clip import new_clip, top1, train_words
 from ipadapter_engine.training.studio2.control_training import new_control_net, train_pose_control
 from ipadapter_engine.training.studio2.dataset import rendered
-from ipadapter_engine.training.studio2.diffusion import LatentSet, new_unet, train_unet
+from ipadapter_engine.training.studio2.diffusion import LatentSet, error_from_noise, new_unet, text_states, train_unet
 from ipadapter_engine.training.studio2.drawing import render
 from ipadapter_engine.training.studio2.export import (
     EXPORTED,
@@ -77,7 +77,7 @@ STEPS = {
 }
 STAGES = ("words", "clip", "judge", "vae", "unet", "adapter", "plus", "style", "control", "export")
 POSE = "pose"
-SHEET = 24  # characters that a sheet shows
+SHEET, WATCHED = 24, 96  # characters that a sheet shows; pictures that the UNet's figure is of
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -89,8 +89,10 @@ def new_judge() -> Judge:
 class Recipe:
     """Where the stages read and write; every stage's result is one file in `out`."""
 
-    def __init__(self, out: Path, device: torch.device, start: Path | None = None) -> None:
-        self.out, self.device, self.start = out, device, start
+    def __init__(
+        self, out: Path, device: torch.device, start: Path | None = None, unet_steps: int = STEPS["unet"]
+    ) -> None:
+        self.out, self.device, self.start, self.unet_steps = out, device, start, unet_steps
         self.folder = out / "export"
         out.mkdir(parents=True, exist_ok=True)
         self._data: PictureSet | None = None
@@ -195,11 +197,23 @@ class Recipe:
         def trained() -> UNet2DConditionModel:
             start = None if self.start is None else exported_unet(self.start)
             return train_unet(
-                self.latents(), self.words(), self.tokenizer(), self.out, steps=STEPS["unet"], device=self.device,
-                start=start, on_sheet=self._text_sheet,
+                self.latents(), self.words(), self.tokenizer(), self.out, steps=self.unet_steps, device=self.device,
+                start=start, on_sheet=self._watch,
             )  # fmt: skip
 
         return self._stage("unet", new_unet, trained)[0]
+
+    def _watch(self, step: int, unet: UNet2DConditionModel) -> None:
+        """A sheet, and how far off the first guess is: from pure noise, where words alone tell what to draw."""
+        unseen = self.unseen(WATCHED)
+        told = [
+            f"{describe_identity(w)}, {describe_staging(s)}"
+            for w, s in zip(unseen.identities, unseen.stagings, strict=True)
+        ]
+        latents = encode_all(self.vae(), unseen).float()
+        error = error_from_noise(unet, latents, text_states(self.words(), self.tokenizer(), told, torch.device("cpu")))
+        self.note("unet", step=step, error_from_noise=round(error, 4), spread=round(latents.var().item(), 4))
+        self._text_sheet(step, unet)
 
     def _text_sheet(self, step: int, unet: UNet2DConditionModel) -> None:
         """Characters that are held out, as drawn and as made from their description, by diffusers' own pipeline."""
@@ -272,9 +286,9 @@ class Recipe:
 
     def export(self) -> Path:
         """All of it, in the shipped folder."""
-        export_judge(self.folder, self.judge())
         for stage in (self.adapter, self.plus, self.style, self.control):
             stage()
+        export_judge(self.folder, self.judge())
         return self.folder
 
 
@@ -288,9 +302,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="an exported model to go on from")
+    parser.add_argument("--unet-steps", type=int, default=STEPS["unet"], help="of the UNet (default %(default)s)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     args = parser.parse_args()
-    recipe = Recipe(args.out, torch.device("cuda" if torch.cuda.is_available() else "cpu"), args.start)
+    recipe = Recipe(args.out, torch.device("cuda" if torch.cuda.is_available() else "cpu"), args.start, args.unet_steps)
     for stage in args.stages:
         getattr(recipe, stage)()
 

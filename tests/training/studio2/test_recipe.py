@@ -15,11 +15,20 @@ from ipadapter_engine.training.adapter_training import AdapterTraining, train_ad
 from ipadapter_engine.training.dataset import PictureSet
 from ipadapter_engine.training.frozen import base_sha256s
 from ipadapter_engine.training.studio2 import studio_data
-from ipadapter_engine.training.studio2.captions import DEFAULT_STYLE, train_tokenizer
+from ipadapter_engine.training.studio2.captions import (
+    DEFAULT_STYLE,
+    train_tokenizer,
+)
 from ipadapter_engine.training.studio2.clip import new_clip, train_words
 from ipadapter_engine.training.studio2.control_training import train_pose_control
 from ipadapter_engine.training.studio2.dataset import rendered
-from ipadapter_engine.training.studio2.diffusion import LatentSet, caption_for_base, new_unet, train_unet
+from ipadapter_engine.training.studio2.diffusion import (
+    LatentSet,
+    caption_for_base,
+    error_from_noise,
+    new_unet,
+    train_unet,
+)
 from ipadapter_engine.training.studio2.drawing import PARTS, parts_at, render
 from ipadapter_engine.training.studio2.export import export_base, exported_unet
 from ipadapter_engine.training.studio2.first_stage import encode_all, new_first_stage, train_first_stage
@@ -85,6 +94,15 @@ def test_the_denoiser_trains_from_nothing_or_from_what_was_exported(pictures: Pi
     assert shown == [(1, False)]
     given = {k: torch.full_like(v, 0.01) for k, v in first.state_dict().items()}
     assert (trained("given", given).state_dict()["conv_in.weight"] - 0.01).abs().max() < 0.01
+
+
+def test_the_first_guess_is_off_by_what_words_do_not_tell() -> None:
+    """A denoiser that says nothing is off by the latents' own square."""
+    unet = new_unet()
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    torch.nn.init.constant_(unet.conv_out.bias, 0.5)
+    latents, text = torch.full((3, 16, 16, 16), 2.0), torch.zeros(3, 40, 192)
+    assert error_from_noise(unet.eval(), latents, text) == pytest.approx(1.5**2)
 
 
 def test_the_parts_that_are_taught_lie_where_they_are_drawn(pictures: PictureSet) -> None:
