@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from ipadapter_engine.training.dataset import PictureSet
@@ -22,11 +23,13 @@ from ipadapter_engine.training.objective import Objective
 from ipadapter_engine.training.optimisation import Optimisation
 from ipadapter_engine.training.studio2.captions import describe_identity, describe_staging, names_style, prompt_for
 from ipadapter_engine.training.studio2.clip import WIDTH, tokens
+from ipadapter_engine.training.studio2.drawing import PARTS, parts_at
 from ipadapter_engine.training.studio2.first_stage import LATENT_CHANNELS
 
 SNR_GAMMA, NOISIER = 5.0, 2.0
 BATCH, SHEET_EVERY = 48, 600
 POOLED = "pooled"
+PARTS_WEIGHT, PARTS_RARITY = 2.0, 5.0
 LEFT_OUT = 0.04  # the share of a caption's parts that are missing
 
 
@@ -128,6 +131,12 @@ def train_unet(
     unet.get_aug_embed = lambda emb, encoder_hidden_states, added_cond_kwargs: unet.add_embedding(
         added_cond_kwargs[POOLED]
     )
+    # Lent to the UNet while it trains: what its middle, of the same grid, has to tell of every place's parts. A loss on
+    # pictures alone learns late where words put them (as REPA found of features; Yu et al., 2024, arXiv:2410.06940).
+    unet.parts_head = nn.Linear(unet.config["block_out_channels"][-1], len(PARTS)).to(device)
+    middle: dict[str, Tensor] = {}
+    hook = unet.mid_block.register_forward_hook(lambda block, given, out: middle.update(out=out))
+    rarity = torch.full((len(PARTS),), PARTS_RARITY, device=device)
     compiled: Any = torch.compile(unet)  # half of a step is otherwise spent between its kernels
 
     def batch_of(step: int, index: np.ndarray) -> tuple[Tensor, ...]:
@@ -138,19 +147,26 @@ def train_unet(
         texts = dict.fromkeys(text for caption in captions for text in caption)
         states = dict(zip(texts, text_states(clip, tokenizer, list(texts), device), strict=True))
         attended, pooled = (torch.stack([states[text] for text in part]) for part in zip(*captions, strict=True))
-        return x, noise, t, attended, pooled
+        pictures, grid = data.pictures, x.shape[-1] // 2
+        parts = [
+            parts_at(pictures.identities[i], pictures.stagings[i], grid=grid, seed=pictures.first_seed + int(i))
+            for i in index
+        ]
+        return x, noise, t, attended, pooled, torch.from_numpy(np.stack(parts)).float()
 
     def loss_of(batch: tuple[Tensor, ...], rows: slice) -> Tensor:
-        x, noise, t, text, pooled = (part[rows].to(device) for part in batch)
+        x, noise, t, text, pooled, parts = (part[rows].to(device) for part in batch)
         noised = objective.noised(x.contiguous(memory_format=torch.channels_last), noise, t)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             guess = compiled(noised.latents, t, encoder_hidden_states=text, added_cond_kwargs={POOLED: pooled}).sample
-        return noised.loss(guess)
+            told = unet.parts_head(middle["out"].flatten(2).transpose(1, 2)).float()
+        local = F.binary_cross_entropy_with_logits(told, parts, pos_weight=rarity)
+        return noised.loss(guess) + PARTS_WEIGHT * local
 
     def show(step: int, weights: Weights) -> None:
         if on_sheet is not None:
             shown = new_unet()
-            shown.load_state_dict({k: v.detach().cpu() for k, v in weights.items()})
+            shown.load_state_dict({k: v.detach().cpu() for k, v in weights.items() if not k.startswith("parts_head.")})
             on_sheet(step, shown.eval())
 
     how = Optimisation(
@@ -158,4 +174,6 @@ def train_unet(
         ema_decay=0.998, log_every=50, sheet_every=SHEET_EVERY,
     )  # fmt: skip
     fit("unet", unet, batch_of, loss_of, how, out=out, examples=len(data.pictures), device=device, on_sheet=show)
+    hook.remove()
+    del unet.parts_head
     return unet

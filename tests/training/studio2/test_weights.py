@@ -62,7 +62,7 @@ def test_the_denoiser_has_begun_to_draw_what_words_say(so_far: Recipe) -> None:
     ]
     words, silence = (text_states(so_far.words(), so_far.tokenizer(), t, CPU) for t in (told, [""] * len(told)))
     told_error, silent_error = (error_from_noise(unet.eval(), latents, text) for text in (words, silence))
-    assert told_error < 0.4 * latents.var()
+    assert told_error < 0.32 * latents.var()
     assert told_error < 0.7 * silent_error
 
 
