@@ -22,9 +22,9 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from asset_store.library.models import ReferenceRole
-from asset_store.repositories import presets
+from asset_store.repositories import libraries, presets
 from asset_store.tables import Brand, Character, Embedding, IdentityThreshold, Reference, ReferenceState
-from flows.choosing import RankedReference, find_character, ranked_reference, sift, unit
+from flows.choosing import RankedReference, ranked_reference, sift, unit
 from flows.wiring import Store, engine, open_store
 
 FALLBACK_IDENTITY = 0.5  # CLIP-I below which one cannot speak of the same character, where nothing can be calibrated
@@ -194,7 +194,7 @@ def store_calibrations(name: str | None, *, brand: str | None, by: str) -> list[
         encoder, today = engine(store.settings).encoder.sha256, datetime.now(UTC).date()
         with store.database.transaction() as session:
             if name is not None:
-                characters = [find_character(session, name, brand)]
+                characters = [libraries.find_character(session, name, brand)]
             else:
                 question = select(Character).join(Brand).order_by(Brand.name, Character.name)
                 characters = list(session.scalars(question if brand is None else question.where(Brand.name == brand)))

@@ -15,14 +15,13 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.checks import perceptual_hash
-from asset_store.errors import Ambiguous, NotFound
+from asset_store.errors import NotFound
 from asset_store.pictures import open_picture
 from asset_store.repositories import libraries
-from asset_store.tables import Brand, Character, Reference
+from asset_store.tables import Character, Reference
 from flows.library import limits_of
 from flows.text_tower import text_tower
 from flows.wiring import Store, engine, open_store
@@ -222,23 +221,6 @@ class Ranking:
                 "references": shown}  # fmt: skip
 
 
-def find_character(session: Session, name: str, brand: str | None = None) -> Character:
-    """The character of that name; NotFound with those there are, Ambiguous where several brands have one."""
-    if brand is not None:
-        return libraries.get_character(session, libraries.get_brand(session, brand), name)
-    rows = session.scalars(select(Character).join(Brand).where(Character.name == name).order_by(Brand.name)).all()
-    if not rows:
-        known = (
-            ", ".join(session.scalars(select(Character.name).distinct().order_by(Character.name).limit(20))) or "none"
-        )
-        raise NotFound("character", name, f"Known characters: {known}.")
-    if len(rows) > 1:
-        error = Ambiguous("character", name, [f"{c.brand.name}/{c.name}" for c in rows])
-        error.next_step = "Say whose with --brand."
-        raise error
-    return rows[0]
-
-
 @dataclass(frozen=True)
 class CharacterReferences:
     """A character's usable identity references, each picture once, as one encoder sees them. `rows`: by sha256.
@@ -308,6 +290,6 @@ def list_references(name: str, *, brand: str | None, prompt: str) -> dict[str, A
         made, tower = engine(store.settings), text_tower(store.settings)
         text = tower.texts([prompt])[0] if tower is not None and prompt else None
         with store.database.transaction() as session:
-            character, today = find_character(session, name, brand), datetime.now(UTC).date()
+            character, today = libraries.find_character(session, name, brand), datetime.now(UTC).date()
             found = find_references(session, store, character, made.encoder.sha256, today)
         return found.rank(prompt, text).as_json()

@@ -24,14 +24,14 @@ from sqlalchemy.orm import Session
 from asset_store.canonical import sha256_of
 from asset_store.errors import FileInvalid, Problem, RightsRefused
 from asset_store.pictures import open_picture
-from asset_store.repositories import models
+from asset_store.repositories import libraries, models
 from asset_store.repositories.models import NewModel
 from asset_store.rights import licences
 from asset_store.tables import ModelKind
 from flows.library import limits_of
 from flows.progress import report
 from flows.retrying import if_it_may_pass
-from flows.training_references import choose_references, find_character, today
+from flows.training_references import choose_references, today
 from flows.training_report import show, told_of
 from flows.wiring import Store, engine, open_store
 from ipadapter_engine.checkpoints import EMBEDDED, Checkpoint, CheckpointPaths, open_checkpoint
@@ -117,7 +117,7 @@ async def plan_character(
     def planned(
         session: Session, made: Engine, wanted: CharacterTraining
     ) -> tuple[CharacterPlan, dict[str, Any] | None]:
-        found = find_character(session, character)
+        found = libraries.find_character(session, character)
         chosen, why = choose_references(session, made, found, references)
         chosen = sorted(chosen, key=lambda r: (r.sha256, r.id))  # however they are named, it is one training
         determined = {

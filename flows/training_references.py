@@ -8,27 +8,13 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from asset_store.errors import Ambiguous, NotFound, RightsRefused
+from asset_store.errors import NotFound, RightsRefused
 from asset_store.repositories import libraries, models
 from asset_store.rights import licences
-from asset_store.tables import Brand, Character, Encoder, Reference
+from asset_store.tables import Character, Encoder, Reference
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.training.character import FEWEST, MOST
 from ipadapter_engine.training.errors import TrainingRefused
-
-
-def find_character(session: Session, named: str) -> Character:
-    """A character by `name` or `brand/name`; raises NotFound, or Ambiguous where two brands have one of the name."""
-    brand, _, name = named.rpartition("/")
-    if brand:
-        return libraries.get_character(session, libraries.get_brand(session, brand), name)
-    found = session.scalars(select(Character).join(Brand).where(Character.name == name).order_by(Brand.name)).all()
-    if not found:
-        known = ", ".join(sorted(models.name_of(c) for c in session.scalars(select(Character)))) or "none"
-        raise NotFound("character", name, f"Ingest its library first; known characters: {known}.")
-    if len(found) > 1:
-        raise Ambiguous("character", name, [models.name_of(c) for c in found])
-    return found[0]
 
 
 def choose_references(

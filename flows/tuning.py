@@ -30,7 +30,7 @@ from asset_store.tables import Job, JobState, Preset
 from flows import recipes
 from flows.brief import Making
 from flows.campaign import make_all, preview_url
-from flows.choosing import find_character, unit
+from flows.choosing import unit
 from flows.curve import draw_curve
 from flows.progress import report
 from flows.retrying import if_it_may_pass
@@ -196,7 +196,7 @@ def store_outcome(store: Store, plan: Plan, outcome: Outcome, by: str) -> tuple[
     found = NewPreset(best.scale, best.window, plan.target(outcome), outcome.as_curve(), picture)
     with store.database.transaction() as session:
         licences.check_usable(session, plan.reference_ids, datetime.now(UTC).date())
-        character = find_character(session, plan.character, plan.brand)
+        character = libraries.find_character(session, plan.character, plan.brand)
         row, new = presets.save_preset(session, character, recipes.models_sha256(made), found, by)
         told = preset_as_json(row, plan.character, plan.brand) | {"new": new}
     return told, drawn
@@ -221,7 +221,7 @@ def list_presets(name: str | None, brand: str | None) -> list[dict[str, Any]]:
     """`onmodel tune --list`: every version, the newest first; `in_use`: campaigns with the loaded models take it, which is
     the newest of those that met their target."""
     with open_store() as store, store.database.transaction() as session:
-        ids = None if name is None else [find_character(session, name, brand).id]
+        ids = None if name is None else [libraries.find_character(session, name, brand).id]
         loaded, seen, out = recipes.models_sha256(engine(store.settings)), set(), []
         for row, character in presets.presets(session, ids):
             place, met = (character.id, row.models_sha256), row.target.get("met") is True

@@ -14,9 +14,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import NotFound, StoreError
+from asset_store.repositories import libraries
 from asset_store.tables import Campaign, Character
 from flows import recipes
-from flows.choosing import Choice, find_character, find_references
+from flows.choosing import Choice, find_references
 from flows.search import Outcome
 from flows.text_tower import text_tower
 from flows.wiring import Store, engine
@@ -76,7 +77,7 @@ def plan_tuning(
         raise StoreError(f"{share:g} is no share of the text-only figure", "Give a share from 0 to 1.")
     made, tower = engine(store.settings), text_tower(store.settings)
     with store.database.transaction() as session:
-        character = find_character(session, name, brand)
+        character = libraries.find_character(session, name, brand)
         found = find_references(session, store, character, made.encoder.sha256, datetime.now(UTC).date())
         said = tuple(dict.fromkeys(prompts)) if prompts else _prompts_of(session, character, made)
     rows = found.rows

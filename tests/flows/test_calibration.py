@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from asset_store import audit
 from asset_store.pictures import open_picture
+from asset_store.repositories import libraries
 from asset_store.tables import Asset, AssetVersion, Check, Embedding, IdentityThreshold, Reference
 from flows.calibration import (
     ENOUGH_REFERENCES,
@@ -26,7 +27,6 @@ from flows.calibration import (
     store_calibrations,
 )
 from flows.campaign import run_campaign
-from flows.choosing import find_character
 from flows.library import ingest_library
 from flows.recall import withdraw
 from flows.wiring import engine, open_store
@@ -103,7 +103,7 @@ def test_the_evidence_holds_both_distributions_and_the_nearest_other() -> None:
 def pooled(home: Home, character: str) -> np.ndarray:
     """Unit embeddings (n, d) of a character's active references."""
     with home.database.transaction() as session:
-        owner = find_character(session, character).id
+        owner = libraries.find_character(session, character).id
         rows = session.scalars(
             select(Embedding.pooled)
             .join(Reference, Reference.sha256 == Embedding.reference_sha256)
@@ -169,7 +169,7 @@ def test_ended_licences_and_copies_do_not_calibrate(home: Home) -> None:
 
         def own() -> int:
             with store.database.transaction() as session:
-                pip = find_character(session, "Pip")
+                pip = libraries.find_character(session, "Pip")
                 evidence = find_evidence(session, store, pip, encoder, TODAY)
             return len(evidence.single())
 
@@ -189,7 +189,7 @@ def test_another_library_gives_another_version_and_the_first_one_stays(home: Hom
     (again,) = home.onmodel("calibrate", "Pip", "--json").json
     assert (again["version"], again["new"]) == (2, True)
     with home.database.transaction() as session:
-        pip = find_character(session, "Pip").id
+        pip = libraries.find_character(session, "Pip").id
         rows = session.scalars(select(IdentityThreshold).where(IdentityThreshold.character_id == pip)).all()
     assert sorted(r.version for r in rows) == [1, 2]
     assert home.onmodel("calibrate").code == 2

@@ -215,7 +215,9 @@ def test_a_real_library_is_ranked_with_its_copy_and_its_stray_dropped(crowded: H
     spoken = crowded.onmodel("references", "Pip")
     assert spoken.code == 0, spoken.err
     assert "near-duplicate of pip/front.png" in spoken.out
-    assert "Known characters: Bo, Mora, Pip, Tilda" in crowded.onmodel("references", "Popeye").err
+    assert (
+        "Known characters: lumen/Bo, lumen/Mora, lumen/Pip, lumen/Tilda" in crowded.onmodel("references", "Popeye").err
+    )
 
 
 @pytest.mark.usefixtures("prefect")
