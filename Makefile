@@ -34,8 +34,8 @@ check: $(VENV)/installed  ## ruff, mypy, import contracts, migrations
 test: check  ## all checks, then all tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 100 characters it never saw
-	$(BIN)/python -m ipadapter_engine.evaluation.fidelity --characters 100 --pictures 3
+bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 200 characters it never saw
+	$(BIN)/python -m ipadapter_engine.evaluation.fidelity
 
 clean:  ## remove the environment and the demo's data
 	rm -rf $(VENV) demo

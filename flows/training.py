@@ -43,7 +43,7 @@ from ipadapter_engine.training.character import CharacterTraining, TrainedCharac
 from ipadapter_engine.training.errors import FolderInvalid, TrainingRefused
 from ipadapter_engine.training.latents import Crop
 from ipadapter_engine.training.mascots import random_staging
-from ipadapter_engine.training.studio2.studio_data import studio_adapter_data
+from ipadapter_engine.training.studio_data import studio_adapter_data
 
 OnStep = Callable[[str, int, int], None]
 Chosen = TypeVar("Chosen", CharacterTraining, AdapterTraining)

@@ -22,11 +22,10 @@ from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.families import Family, family_of
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
-from ipadapter_engine.patches import PatchAutoencoder
 from ipadapter_engine.requests import IDENTITY, NAMES, nearest_name
 from ipadapter_engine.weights import first_line, load_model, read_config
 
-FIRST_STAGES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, PatchAutoencoder)}
+FIRST_STAGES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
 _SAVE_WHOLE = "check that the folder is complete and its weights are safetensors"
 EMBEDDED = Path(__file__).parent / "models" / "studio"
 STYLE = "style"  # the further adapter that is loaded where the base folder has its file
@@ -80,7 +79,7 @@ class Checkpoint:
 
     family: Family
     unet: UNet2DConditionModel
-    vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoder
+    vae: AutoencoderKL | AutoencoderTiny
     text: list[TextEncoder]
     scheduler_config: dict[str, Any]
     adapter: Adapter | None
@@ -107,8 +106,6 @@ class Checkpoint:
     @property
     def stride(self) -> int:
         """Pixels a latent position stands for."""
-        if isinstance(self.vae, PatchAutoencoder):
-            return int(self.vae.stride)
         config = self.vae.config
         blocks = (
             config["block_out_channels"] if "block_out_channels" in config else config["encoder_block_out_channels"]
@@ -239,7 +236,7 @@ def _name(base: Path, index: dict[str, Any]) -> str:
 
 def _first_stage(
     base: Path, family: Family, unet: UNet2DConditionModel, dtype: torch.dtype
-) -> AutoencoderKL | AutoencoderTiny | PatchAutoencoder:
+) -> AutoencoderKL | AutoencoderTiny:
     """The model between pixels and latents, checked against the UNet."""
     config = read_config(base / "vae" / "config.json")
     kind = FIRST_STAGES.get(config.get("_class_name", "AutoencoderKL"))
@@ -249,9 +246,7 @@ def _first_stage(
         )
     if family.size_conditioned and dtype == torch.float16 and config.get("force_upcast", kind is AutoencoderKL):
         dtype = torch.float32  # SDXL's own VAE overflows in half precision and gives black pictures
-    vae: AutoencoderKL | AutoencoderTiny | PatchAutoencoder = load_model(
-        kind, base / "vae", dtype, next_step=_SAVE_WHOLE
-    )
+    vae: AutoencoderKL | AutoencoderTiny = load_model(kind, base / "vae", dtype, next_step=_SAVE_WHOLE)
     if unet.config["time_cond_proj_dim"] is not None:
         raise CheckpointRefused(
             f"the UNet in {base} takes guidance as an input (a distilled, LCM kind), which is not supported",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ipadapter_engine.training.drawing import render
 from ipadapter_engine.training.mascots import (
     ATTRIBUTES,
     IDENTITY_ATTRIBUTES,
@@ -16,7 +17,6 @@ from ipadapter_engine.training.mascots import (
     Staging,
     held_out_identities,
     random_staging,
-    render,
     truth,
 )
 

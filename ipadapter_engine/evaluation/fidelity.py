@@ -9,7 +9,9 @@ behind cannot show is missing from both. One JSON object a line; exits 1 if a ta
 
 Targets are shares of the ceiling: identity over all its attributes 0.90 and each of them 0.80; view, pose, expression
 and scene together 0.90 and each of them 0.80. What following the reference costs in following the words is the paired
-row: prompt at the default scale less prompt at scale 0, on the same samples.
+row: prompt at the default scale less prompt at scale 0, on the same samples. Where the model has a pose ControlNet, the
+same samples are made once more with the pose in a skeleton and not in the prompt: the pose must be read in 0.90 of what it
+is read in the drawings, and identity stay within 0.03 of what it is without.
 """
 
 from __future__ import annotations
@@ -44,13 +46,15 @@ from ipadapter_engine.evaluation.judge import Judge
 from ipadapter_engine.evaluation.making import generated
 from ipadapter_engine.evaluation.reading import JUDGE_FILE, attributes_right, open_judge
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import GeneratedImage, GenerationRequest
+from ipadapter_engine.requests import ControlPrompt, GeneratedImage, GenerationRequest
 from ipadapter_engine.training.captions import prompt_for
+from ipadapter_engine.training.drawing import pose_picture
 from ipadapter_engine.training.mascots import ATTRIBUTES
 
 CHARACTERS, PICTURES = 200, 2
 DEFAULT_SCALE = GenerationRequest.scale
 MEAN_TARGET, EACH_TARGET = 0.90, 0.80  # shares of the ceiling
+POSE_CONTROL, CONTROL_COST = "pose", 0.03  # the ControlNet's kind, and what identity may lose by it
 NEAR_CHANCE = 0.10  # identity at scale 0 lies at most this much over chance
 SHEET_CHARACTERS = 24
 READ = "share of attributes read"  # the unit of means over attributes
@@ -79,9 +83,11 @@ class Row:
 
 
 def make(
-    engine: Engine, asked: Sequence[Sample], scale: float = DEFAULT_SCALE, draw: Portrait = portrait
-) -> list[GeneratedImage]:
-    """One picture a sample; the reference is the character's portrait, and the prompt never names who it is.
+    engine: Engine, asked: Sequence[Sample], scale: float = DEFAULT_SCALE, draw: Portrait = portrait,
+    *, skeletons: bool = False,
+) -> list[GeneratedImage]:  # fmt: skip
+    """One picture a sample; the reference is the character's portrait, and the prompt never names who it is, nor with
+    `skeletons` the pose.
 
     Raises GenerationFailed where a picture is NaN.
     """
@@ -89,8 +95,19 @@ def make(
     for who in dict.fromkeys(s.who for s in asked):
         references[who] = engine.look_at(draw(who, 2 * engine.family.size_px))
     return generated(
-        engine, [GenerationRequest(prompt_for(s.staging), s.seed, (references[s.who],), scale=scale) for s in asked]
-    )
+        engine,
+        [
+            GenerationRequest(
+                prompt_for(s.staging, pose=not skeletons), s.seed, (references[s.who],), scale=scale,
+                controls=(_skeleton(s, engine.family.size_px),) if skeletons else (),
+            )
+            for s in asked
+        ],
+    )  # fmt: skip
+
+
+def _skeleton(sample: Sample, size_px: int) -> ControlPrompt:
+    return ControlPrompt(np.asarray(pose_picture(sample.staging, size_px=size_px, seed=sample.seed)), POSE_CONTROL)
 
 
 def read_right(judge: Judge, made: Sequence[GeneratedImage], asked: Sequence[Sample]) -> np.ndarray:
@@ -122,6 +139,22 @@ def paired_row(right: np.ndarray, silent: np.ndarray) -> Row:
     less = right[..., places].mean((1, 2)) - silent[..., places].mean((1, 2))
     figure = mean_of(less)
     return Row("prompt, default less scale 0", figure.value, figure.interval_95, None, None, unit=f"{READ}, difference")
+
+
+def control_rows(steered: np.ndarray, right: np.ndarray, ceiling: np.ndarray) -> list[Row]:
+    """Whether skeletons are followed, and what they cost identity: booleans (characters, pictures, attributes) of the
+    samples with a skeleton in place of the pose's word, without one, and of the drawings."""
+    pose = columns(["pose"])[0]
+    chance = 1 / len(ATTRIBUTES[pose].values)
+    followed = _row("pose by skeleton", share_of(steered[..., pose]), float(ceiling[..., pose].mean()), chance,
+                    MEAN_TARGET, Row.unit)  # fmt: skip
+    places = columns(IDENTITY)
+    cost = mean_of(steered[..., places].mean((1, 2)) - right[..., places].mean((1, 2)))
+    kept = Row(
+        "identity, with skeleton less without", cost.value, cost.interval_95, None, None,
+        f">= {-CONTROL_COST:g}", cost.value >= -CONTROL_COST - ROUNDING, f"{READ}, difference",
+    )  # fmt: skip
+    return [followed, kept]
 
 
 def _mean_target(kind: str, at_default: bool) -> float | None:
@@ -172,7 +205,11 @@ def evaluate(
             draw_sheet(made, asked, draw).save(sheet)
         rights[scale] = read_right(judge, made, asked).reshape(shape)
         rows += rows_of(rights[scale], ceiling, scale, scale == DEFAULT_SCALE)
-    return [*rows, paired_row(rights[DEFAULT_SCALE], rights[0.0])]
+    rows.append(paired_row(rights[DEFAULT_SCALE], rights[0.0]))
+    if POSE_CONTROL in engine.checkpoint.controls:
+        steered = read_right(judge, make(engine, asked, DEFAULT_SCALE, draw, skeletons=True), asked).reshape(shape)
+        rows += control_rows(steered, rights[DEFAULT_SCALE], ceiling)
+    return rows
 
 
 def _legible(judge: Judge, asked: Sequence[Sample], draw: Portrait, size_px: int) -> list[Row]:
@@ -196,6 +233,37 @@ def draw_sheet(
     return sheets.pairs([(draw(asked[i].who, size), made[i].image, prompt_for(asked[i].staging)) for i in chosen])
 
 
+def table_of(rows: Sequence[Row]) -> str:
+    """The figures of both scales side by side, in Markdown, a line an attribute; under it the others."""
+    told, alone = {row.name: row for row in rows}, f" at scale {0:g}"
+    lines = [
+        f"| | Scale {DEFAULT_SCALE:g} (95 % interval) | Scale 0 | Chance | Ceiling | Target |",
+        "|---|---|---|---|---|---|",
+    ]
+    single = []
+    for row in rows:
+        name, _, scale = row.name.partition(" at scale ")
+        if not scale:
+            single.append(f"{row.name}: {_worded(row)}" + ("" if row.target is None else f", target {_judged(row)}"))
+        elif row.name != name + alone:
+            cells = [
+                _worded(row),
+                *(f"{v:.3f}" for v in (told[name + alone].value, row.chance, row.ceiling)),
+                _judged(row),
+            ]
+            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in single), ""])
+
+
+def _worded(row: Row) -> str:
+    interval = "" if row.interval_95 is None else " ({:.3f} to {:.3f})".format(*row.interval_95)
+    return f"{row.value:.3f}{interval}"
+
+
+def _judged(row: Row) -> str:
+    return "" if row.target is None else f"{row.target.split(' (')[0]}, {'met' if row.met else 'missed'}"
+
+
 def exit_code(rows: Sequence[Row]) -> int:
     """1 if a target is missed, else 0."""
     return int(any(row.met is False for row in rows))
@@ -207,6 +275,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures of each (default %(default)s)")
     parser.add_argument("--renderer", choices=sorted(RENDERERS), default="own", help="who draws the references")
     parser.add_argument("--sheet", type=Path, help=f"write {SHEET_CHARACTERS} references and pictures, drawn by lot")
+    parser.add_argument("--table", type=Path, help="write the figures as a table in Markdown")
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="the studio model's folder, with its judge")
     parser.add_argument("--adapter", type=Path, help="another adapter file, as ip_adapter_plus.safetensors")
     parser.add_argument("--device", default="cpu")
@@ -214,6 +283,8 @@ def main() -> None:
     try:
         if options.sheet is not None:
             sheets.check_place(options.sheet)
+        if options.table is not None and not options.table.parent.is_dir():
+            raise ValueError(f"there is no folder {options.table.parent} for the table")
         engine = Engine.open(CheckpointPaths(options.model, options.adapter), device=options.device)
         rows = evaluate(
             engine, options.model / JUDGE_FILE, characters=options.characters, pictures=options.pictures,
@@ -223,6 +294,8 @@ def main() -> None:
         parser.exit(2, f"{error}\n{getattr(error, 'next_step', '')}\n")
     for row in rows:
         print(json.dumps(row.as_json()))
+    if options.table is not None:
+        options.table.write_text(table_of(rows))
     sys.exit(exit_code(rows))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,26 +12,22 @@ from torch import Tensor, nn
 
 from ipadapter_engine.training.dataset import PictureSet
 from ipadapter_engine.training.loop import train
-from ipadapter_engine.training.mascots import ATTRIBUTES, Attribute
+from ipadapter_engine.training.mascots import ATTRIBUTES
 
 
 class Judge(nn.Module):
-    """Pictures (n, 3, side, side) in -1…1 -> one logit tensor (n, classes) an attribute, in the order of `attributes`.
+    """Pictures (n, 3, 128, 128) in -1…1 -> one logit tensor (n, classes) an attribute, in the order of ATTRIBUTES."""
 
-    The side is 4 px doubled by every width after the first: 64 px by those of the shipped judge.
-    """
-
-    def __init__(
-        self, attributes: Sequence[Attribute] = ATTRIBUTES, widths: Sequence[int] = (3, 32, 64, 128, 192)
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        widths = (3, 24, 48, 96, 128, 192)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
             layers += [nn.Conv2d(b, b, 3, padding=1, stride=2), nn.GroupNorm(8, b), nn.SiLU()]
         self.features = nn.Sequential(*layers)
         self.hidden = nn.Linear(widths[-1] * 16, 256)
-        self.heads = nn.ModuleList([nn.Linear(256, len(a.values)) for a in attributes])
+        self.heads = nn.ModuleList([nn.Linear(256, len(a.values)) for a in ATTRIBUTES])
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         h = F.silu(self.hidden(self.features(pictures).flatten(1)))
@@ -52,11 +47,9 @@ def _disturb(x: Tensor) -> Tensor:
     return x + torch.randn_like(x) * 0.15 * torch.rand(n, 1, 1, 1, device=x.device)
 
 
-def train_judge(
-    data: PictureSet, out: Path, *, steps: int, device: torch.device, blank: Callable[[], Judge] = Judge
-) -> Judge:
+def train_judge(data: PictureSet, out: Path, *, steps: int, device: torch.device) -> Judge:
     torch.manual_seed(3)
-    model = blank().to(device)
+    model = Judge().to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss_of(step: int, index: np.ndarray) -> Tensor:
@@ -70,11 +63,9 @@ def train_judge(
     return model
 
 
-def accuracy(
-    judge: Judge, data: PictureSet, size: int = 256, attributes: Sequence[Attribute] = ATTRIBUTES
-) -> dict[str, float]:
+def accuracy(judge: Judge, data: PictureSet, size: int = 256) -> dict[str, float]:
     """The judge's own accuracy on rendered pictures, per attribute: the ceiling of every figure it gives."""
     read = np.concatenate(
         [judge.read(data.batch(np.arange(i, min(i + size, len(data))))) for i in range(0, len(data), size)]
     )
-    return {a.name: float((read[:, k] == data.truths[:, k]).mean()) for k, a in enumerate(attributes)}
+    return {a.name: float((read[:, k] == data.truths[:, k]).mean()) for k, a in enumerate(ATTRIBUTES)}

@@ -5,7 +5,7 @@ from ipadapter_engine.families import Family
 STUDIO = Family(
     name="studio",
     title="Onmodel studio model",
-    size_px=64,
+    size_px=128,
     steps=8,
     guidance=1.5,
     scheduler="ddim",

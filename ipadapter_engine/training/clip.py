@@ -1,4 +1,4 @@
-"""The studio model's CLIP: a small vision and text transformer trained on rendered pictures and captions."""
+"""The studio model's CLIP, a small vision and text transformer, and how its text half is trained; see `sight`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from ipadapter_engine.training.captions import MAX_TOKENS, caption, describe_identity, describe_staging
+from ipadapter_engine.training.captions import MAX_TOKENS, NAMING, caption, describe_identity, describe_staging
 from ipadapter_engine.training.dataset import PictureSet
 from ipadapter_engine.training.loop import train
 from ipadapter_engine.training.mascots import ATTRIBUTES
@@ -19,32 +19,35 @@ from ipadapter_engine.training.mascots import ATTRIBUTES
 # The pictures' own mean and spread would do as well; CLIP's published values keep the preprocessing familiar.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-EMBED_SPREAD = 11.0  # unit vectors of 128 numbers -> numbers of size about one
+WIDTH = 192
+EMBED_SPREAD = WIDTH**0.5  # unit vectors -> numbers of size about one
+SIDE_PX = 96
+_BEND = 0.03  # how far places are moved by bending, in half sides
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
-        projection_dim=128,
+        projection_dim=WIDTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     vision = CLIPVisionConfig(
-        hidden_size=256,
-        intermediate_size=1024,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=64,
-        patch_size=16,
-        projection_dim=128,
+        image_size=SIDE_PX,
+        patch_size=12,
+        projection_dim=WIDTH,
     )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
 
 
 def normalised(pictures: Tensor) -> Tensor:
@@ -53,49 +56,91 @@ def normalised(pictures: Tensor) -> Tensor:
     return (pictures * 0.5 + 0.5 - mean) / std
 
 
+def seen(pictures: Tensor) -> Tensor:
+    """Pictures (n, 3, h, w) in -1…1 at the side that the vision model reads."""
+    return F.interpolate(pictures, size=(SIDE_PX, SIDE_PX), mode="bicubic", antialias=True, align_corners=False)
+
+
+def shaken(pictures: Tensor) -> Tensor:
+    """The same, as another hand would draw and another camera see them: moved, stretched and bent, with thicker or thinner
+    lines, tinted and blurred at random."""
+    n, device = pictures.shape[0], pictures.device
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.empty(2, n).uniform_(0.82, 1.16)
+    theta[:, :, 2] = torch.empty(n, 2).uniform_(-0.12, 0.12)
+    bend = F.interpolate(_BEND * torch.randn(n, 2, 5, 5), size=(SIDE_PX, SIDE_PX), mode="bicubic", align_corners=True)
+    grid = F.affine_grid(theta, [n, 3, SIDE_PX, SIDE_PX], align_corners=False) + bend.permute(0, 2, 3, 1)
+    moved = F.grid_sample(pictures, grid.to(device), mode="bilinear", padding_mode="border", align_corners=False)
+    thinner, thicker = F.max_pool2d(moved, 3, 1, 1), -F.max_pool2d(-moved, 3, 1, 1)
+    kind = torch.randint(0, 4, (n, 1, 1, 1), device=device)
+    lined = torch.where(kind == 0, thinner, torch.where(kind == 1, thicker, moved))
+    gain, lift = (torch.empty(n, 3, 1, 1).uniform_(-s, s).to(device) for s in (0.12, 0.08))
+    light = torch.empty(n, 1, 1, 1).uniform_(-0.12, 0.12).to(device)
+    soft = F.avg_pool2d(lined, 3, 1, 1)
+    return torch.lerp(lined, soft, torch.rand(n, 1, 1, 1, device=device)) * (1 + gain) + lift + light
+
+
 def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token ids (n, MAX_TOKENS), padded."""
     out = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     return out["input_ids"]
 
 
-class _Supervised(nn.Module):
-    """CLIP with a linear head an attribute on the image embedding: as the renderer knows the truth,
-    every picture teaches nine labels besides its caption, which makes the embedding linear in who is shown."""
+class _Worded(nn.Module):
+    """The text encoder with a head that names the token from its state, and a head an attribute on the caption's
+    embedding. A contrastive loss alone leaves words alike whose pictures other words tell apart: a background's colour
+    finds the right one of 256 captions, and the words for shapes end as one."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
-        self.clip = clip
-        self.heads = nn.ModuleList([nn.Linear(clip.config.projection_dim, len(a.values)) for a in ATTRIBUTES])
+        config = clip.config.text_config
+        self.text_model, self.projection = clip.text_model, clip.text_projection
+        self.token = nn.Linear(config.hidden_size, config.vocab_size)
+        self.heads = nn.ModuleList([nn.Linear(WIDTH, len(a.values)) for a in ATTRIBUTES])
 
-    def label_loss(self, image_embeds: Tensor, truths: Tensor) -> Tensor:
-        logits = [head(image_embeds * EMBED_SPREAD) for head in self.heads]
-        return torch.stack([F.cross_entropy(h, truths[:, i]) for i, h in enumerate(logits)]).mean()
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (n, length) -> states (n, length, hidden), unit embeddings (n, embed)."""
+        out = self.text_model(input_ids=ids)
+        return out.last_hidden_state.float(), F.normalize(self.projection(out.pooler_output).float(), dim=-1)
 
 
-def train_clip(data: PictureSet, tokenizer: CLIPTokenizer, out: Path, *, steps: int, device: torch.device) -> CLIPModel:
-    """Contrastive training (Radford et al., 2021) on captions that say who, what, or both, plus attribute labels."""
-    torch.manual_seed(1)
-    model = _Supervised(new_clip(tokenizer)).to(device)
+def train_words(
+    clip: CLIPModel, data: PictureSet, tokenizer: CLIPTokenizer, out: Path, *, steps: int, device: torch.device
+) -> CLIPModel:
+    """Teach the text encoder of `clip` to tell every word from its own state and from the caption's embedding."""
+    torch.manual_seed(8)
+    model = _Worded(clip).to(device).train()
+    if device.type == "cpu":  # the fused attention's backward pass is slower there than its parts
+        clip.set_attn_implementation("eager")
 
     def loss_of(step: int, index: np.ndarray) -> Tensor:
         rng = random.Random(step)
-        pictures = normalised(data.batch(index).to(device))
         texts = [caption(data.identities[i], data.stagings[i], rng) for i in index]
+        ids = tokens(tokenizer, texts).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            result = model.clip(input_ids=tokens(tokenizer, texts).to(device), pixel_values=pictures)
-        logits = result.logits_per_image.float()
-        # Captions without identity (or without staging) can be equal: every equal caption is a right answer.
-        ids = {t: n for n, t in enumerate(dict.fromkeys(texts))}
-        same = torch.tensor([ids[t] for t in texts], device=device)
-        target = (same[:, None] == same[None, :]).float()
-        target = target / target.sum(1, keepdim=True)
-        contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        truths = torch.from_numpy(data.truths[index]).to(device)
-        return contrastive + model.label_loss(result.image_embeds.float(), truths)
+            states, embedded = model(ids)
+            named = model.token(states)
+        told = torch.arange(ids.shape[1], device=device) <= ids.eq(tokenizer.eos_token_id).int().argmax(1, keepdim=True)
+        return F.cross_entropy(named[told].float(), ids[told]) + _attributes(model, embedded, data, index, texts)
 
-    train("clip", model, loss_of, out=out, steps=steps, batch_size=128, examples=len(data), lr=1e-3, device=device)
-    return model.clip
+    train("words", model, loss_of, out=out, steps=steps, batch_size=128, examples=len(data), lr=1e-3, device=device)
+    return clip
+
+
+def _attributes(model: _Worded, embedded: Tensor, data: PictureSet, index: np.ndarray, texts: list[str]) -> Tensor:
+    """The mean cross-entropy of the attributes that each caption names."""
+    truths = torch.from_numpy(data.truths[index]).clone()
+    for row, text in enumerate(texts):
+        said = set(text.replace(",", "").split())
+        for k in range(truths.shape[1]):
+            if not said & NAMING[k][truths[row, k]]:
+                truths[row, k] = -100
+    truths = truths.to(embedded.device)
+    losses = [
+        F.cross_entropy(head(embedded * EMBED_SPREAD), truths[:, k], reduction="sum")
+        for k, head in enumerate(model.heads)
+    ]
+    return torch.stack(losses).sum() / truths.ge(0).sum().clamp_min(1)
 
 
 @torch.no_grad()
@@ -103,5 +148,5 @@ def top1(model: CLIPModel, tokenizer: CLIPTokenizer, data: PictureSet, count: in
     """Share of `count` unseen pictures whose full caption is the nearest of all."""
     index = np.arange(count)
     texts = [f"{describe_identity(data.identities[i])}, {describe_staging(data.stagings[i])}" for i in index]
-    result = model(input_ids=tokens(tokenizer, texts), pixel_values=normalised(data.batch(index)))
+    result = model(input_ids=tokens(tokenizer, texts), pixel_values=normalised(seen(data.batch(index))))
     return (result.logits_per_image.argmax(1) == torch.arange(count)).float().mean().item()

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ipadapter_engine.training.mascots import (
-    random_staging,
-    render,
-    training_identities,
-    truth,
-)
-
-
-class World(NamedTuple):
-    """Who can be drawn, doing what: `render(identity, staging, size_px=…, seed=…)` draws, `truth` tells the classes."""
-
-    render: Callable[..., Any]
-    random_staging: Callable[[random.Random], Any]
-    truth: Callable[[Any, Any], tuple[int, ...]]
-    identities: Callable[[], list[Any]]
-
-
-MASCOTS = World(render, random_staging, truth, training_identities)
+from ipadapter_engine.training.drawing import render
+from ipadapter_engine.training.mascots import Identity, Staging, random_staging, training_identities, truth
 
 
 @dataclass(frozen=True)
@@ -42,8 +25,8 @@ class PictureSet:
 
     pixels: np.ndarray
     truths: np.ndarray
-    identities: list[Any]
-    stagings: list[Any]
+    identities: list[Identity]
+    stagings: list[Staging]
     first_seed: int = 0
 
     def __len__(self) -> int:
@@ -58,25 +41,19 @@ class PictureSet:
             self.pixels[:count], self.truths[:count], self.identities[:count], self.stagings[:count], self.first_seed
         )
 
-    def by_identity(self) -> dict[Any, np.ndarray]:
-        groups: dict[Any, list[int]] = {}
-        for i, who in enumerate(self.identities):
-            groups.setdefault(who, []).append(i)
-        return {who: np.array(rows) for who, rows in groups.items()}
 
-
-def plan(count: int, seed: int, identities: list[Any], world: World = MASCOTS) -> tuple[list[Any], list[Any]]:
+def plan(count: int, seed: int, identities: list[Identity]) -> tuple[list[Identity], list[Staging]]:
     """Who is drawn how: every identity equally often, stagings at random."""
     rng = random.Random(seed)
     who = [identities[i % len(identities)] for i in range(count)]
-    return who, [world.random_staging(rng) for _ in range(count)]
+    return who, [random_staging(rng) for _ in range(count)]
 
 
-def _draw(job: tuple[Callable[..., Any], list[Any], list[Any], int, int]) -> np.ndarray:
-    draw, identities, stagings, size_px, first = job
+def _draw(job: tuple[list[Identity], list[Staging], int, int]) -> np.ndarray:
+    identities, stagings, size_px, first = job
     return np.stack(
         [
-            np.asarray(draw(w, s, size_px=size_px, seed=first + i))
+            np.asarray(render(w, s, size_px=size_px, seed=first + i))
             for i, (w, s) in enumerate(zip(identities, stagings, strict=True))
         ]
     )
@@ -86,23 +63,20 @@ def rendered(
     count: int,
     *,
     seed: int,
-    size_px: int = 64,
-    identities: list[Any] | None = None,
+    size_px: int = 128,
+    identities: list[Identity] | None = None,
     cache: Path | None = None,
-    world: World = MASCOTS,
 ) -> PictureSet:
     """Draw `count` pictures, on all cores; `cache` names a .npy file that is reused when it fits."""
-    who, stagings = plan(count, seed, identities if identities is not None else world.identities(), world)
-    truths = np.array([world.truth(w, s) for w, s in zip(who, stagings, strict=True)], dtype=np.int64)
+    who, stagings = plan(count, seed, identities if identities is not None else training_identities())
+    truths = np.array([truth(w, s) for w, s in zip(who, stagings, strict=True)], dtype=np.int64)
     first = seed * 1_000_003
     if cache is not None and cache.exists():
         pixels = np.load(cache, mmap_mode="r")  # may be as large as memory
         if pixels.shape == (count, size_px, size_px, 3):
             return PictureSet(pixels, truths, who, stagings, first)
     step = 500
-    jobs = [
-        (world.render, who[i : i + step], stagings[i : i + step], size_px, first + i) for i in range(0, count, step)
-    ]
+    jobs = [(who[i : i + step], stagings[i : i + step], size_px, first + i) for i in range(0, count, step)]
     with ProcessPoolExecutor() as pool:
         pixels = np.concatenate(list(pool.map(_draw, jobs)))
     if cache is not None:

@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ipadapter_engine.checkpoints import Checkpoint
-from ipadapter_engine.patches import PatchAutoencoder
 from ipadapter_engine.training.errors import TrainingFailed, TrainingRefused
 
 Crop = Literal["centre", "pad"]
@@ -88,8 +87,5 @@ def latents_of(checkpoint: Checkpoint, pictures: list[Image.Image]) -> Tensor:
 def _encoded(vae: Any, pictures: list[Image.Image]) -> Tensor:
     pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).to(vae.device)
     out = vae.encode(pixels.float() / 127.5 - 1.0)
-    if isinstance(vae, PatchAutoencoder):
-        raw: Tensor = out
-    else:
-        raw = out.latents if isinstance(vae, AutoencoderTiny) else out.latent_dist.mode()
+    raw: Tensor = out.latents if isinstance(vae, AutoencoderTiny) else out.latent_dist.mode()
     return raw.cpu()

@@ -23,6 +23,7 @@ from ipadapter_engine.evaluation.fidelity import Row, rows_of
 from ipadapter_engine.evaluation.other_drawing import render_portrait
 from ipadapter_engine.evaluation.reading import JUDGE_FILE, open_judge
 from ipadapter_engine.families.studio import STUDIO
+from ipadapter_engine.training.captions import prompt_for
 from ipadapter_engine.training.mascots import (
     ATTRIBUTES,
     IDENTITY_ATTRIBUTES,
@@ -100,6 +101,28 @@ def test_what_the_adapter_costs_the_prompt_is_told_in_pairs() -> None:
     assert fidelity.paired_row(silent, silent).interval_95 == (0.0, 0.0)
 
 
+def test_a_skeleton_must_be_followed_and_may_cost_identity_three_hundredths() -> None:
+    rng = np.random.default_rng(3)
+    right = rng.random((20, 5, len(ATTRIBUTES))) < 0.9
+    best = np.ones_like(right)
+    steered = right.copy()
+    steered[..., NAMES.index("pose")] = True
+    followed, kept = fidelity.control_rows(steered, right, best)
+    assert (followed.value, followed.met, kept.value, kept.met) == (1.0, True, 0.0, True)
+    steered[:3, :, NAMES.index("pose")] = False
+    steered[:2, :, [NAMES.index(n) for n in IDENTITY]] = False
+    followed, kept = fidelity.control_rows(steered, right, best)
+    assert (followed.value, followed.met) == (0.85, False)
+    assert kept.value < -0.03
+    assert not kept.met
+
+
+def test_a_prompt_beside_a_skeleton_does_not_name_the_pose() -> None:
+    staging = Staging(pose="waving")
+    told = prompt_for(staging, pose=False)
+    assert told == prompt_for(staging).replace("waving, ", "")
+
+
 def test_only_characters_that_no_stage_saw_are_asked_for() -> None:
     asked = samples(50, 2)
     assert len(asked) == 100
@@ -163,12 +186,30 @@ def told_by(
 def test_the_command_measures_the_shipped_model_and_says_by_its_exit_code_what_it_found(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sheet = tmp_path / "sheet.png"
-    asked = ["--characters", "3", "--pictures", "1", "--renderer", "other", "--sheet", str(sheet)]
+    sheet, table = tmp_path / "sheet.png", tmp_path / "table.md"
+    asked = [
+        "--characters",
+        "3",
+        "--pictures",
+        "1",
+        "--renderer",
+        "other",
+        "--sheet",
+        str(sheet),
+        "--table",
+        str(table),
+    ]
     code, rows = told_by(asked, capsys, monkeypatch)
-    assert len(rows) == 2 * (len(ATTRIBUTES) + 2) + 2
+    assert len(rows) == 2 * (len(ATTRIBUTES) + 2) + 2 + 2
     assert code == int(any(r["met"] is False for r in rows))
     assert Image.open(sheet).width > 1000
+    lines = table.read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(ATTRIBUTES) + 2
+    mean, silent = (next(r for r in rows if r["name"] == f"identity, mean at scale {scale}") for scale in (1, 0))
+    shown = next(line for line in lines if line.startswith("| identity, mean"))
+    assert shown.startswith(f"| identity, mean | {mean['value']:.3f} | {silent['value']:.3f} |")
+    assert shown.endswith("met |" if mean["met"] else "missed |")
+    assert sum(line.startswith("- ") for line in lines) == 4
 
 
 def test_a_model_that_cannot_draw_ends_with_exit_code_1(
@@ -189,3 +230,9 @@ def test_a_sheet_that_cannot_be_saved_is_refused_before_a_model_is_opened(
 ) -> None:
     arguments = ["--sheet", str(tmp_path / place), "--model", str(tmp_path / "no model")]
     assert told_by(arguments, capsys, monkeypatch) == (2, [])
+
+
+def test_a_table_without_a_folder_is_refused_before_a_model_is_opened(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert told_by(["--table", str(tmp_path / "nowhere" / "table.md")], capsys, monkeypatch) == (2, [])

@@ -31,12 +31,12 @@ from flows.training import train_adapter_model, train_character_model
 from flows.training_report import listed
 from flows.wiring import engine, open_store
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.training import studio_data
 from ipadapter_engine.training.errors import TrainingRefused
-from ipadapter_engine.training.studio2 import studio_data
 from studio.cli import training  # noqa: F401  (it registers its commands)
 from studio.cli.app import app
+from tests.ipadapter_engine.tiny_checkpoints import write_encoder, write_sd15
 from tests.studio_home import ROOT, Home
-from tests.training.studio2.untrained import write_untrained
 
 pytestmark = pytest.mark.usefixtures("prefect")
 SHORT = {"steps": 2, "class_pictures": 2, "rank": 4}
@@ -261,17 +261,19 @@ def test_an_adapter_is_trained_on_the_studio_s_own_pictures(
 ) -> None:
     monkeypatch.setattr(studio_data, "PICTURES", 20)
     settings = {"steps": 1, "batch_size": 2, "name": name}
-    base = write_untrained(tmp_path)
-    made = asyncio.run(
-        train_adapter_model("studio", str(tmp_path / "out"), variant, "ada", base=str(base), settings=settings)
-    )
+    made = asyncio.run(train_adapter_model("studio", str(tmp_path / "out"), variant, "ada", settings=settings))
     assert (made["kind"], made["name"]) == ("adapter", name or variant)
     assert any(k.startswith("ip_adapter.") for k in load(Path(made["file"]).read_bytes()))
 
 
 def test_the_studio_s_own_pictures_teach_no_other_base(home: Home, tmp_path: Path) -> None:
-    with pytest.raises(TrainingRefused, match="128 px"):
-        asyncio.run(train_adapter_model("studio", str(tmp_path / "out"), "base", "ada", settings={"steps": 1}))
+    base, encoder = str(write_sd15(tmp_path / "sd15")), str(write_encoder(tmp_path))
+    with pytest.raises(TrainingRefused, match="teach"):
+        asyncio.run(
+            train_adapter_model(
+                "studio", str(tmp_path / "out"), "base", "ada", base=base, encoder=encoder, settings={"steps": 1}
+            )
+        )
 
 
 def test_mistakes_of_a_folder_are_told_with_exit_code_2(home: Home, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ PARTS = [
     "characters",
     "depth",
     "encoder",
-    "patches",
     "families.sd15",
     "families.sdxl",
     "families.studio",

@@ -11,22 +11,36 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from ipadapter_engine.checkpoints import Checkpoint
+from ipadapter_engine.training.captions import SCENE_WORDS, describe_identity
 from ipadapter_engine.training.dataset import PictureSet
+from ipadapter_engine.training.diffusion import NOISIER, SNR_GAMMA, LatentSet
+from ipadapter_engine.training.drawing import pose_picture
 from ipadapter_engine.training.frozen import frozen
 from ipadapter_engine.training.loop import train
 from ipadapter_engine.training.objective import Objective, text_states
 from ipadapter_engine.training.optimisation import attention_for_training
-from ipadapter_engine.training.studio2.captions import SCENE_WORDS, describe_identity
-from ipadapter_engine.training.studio2.diffusion import NOISIER, SNR_GAMMA, LatentSet
-from ipadapter_engine.training.studio2.drawing import pose_picture
 
 BATCH = 48
 CONDITIONING = (16, 32, 64, 96)  # channels of the control picture's embedding, each half the size of the one before
 
 
 def new_control_net(unet: UNet2DConditionModel) -> ControlNetModel:
-    """Its down and middle blocks start as copies of the UNet's, and it adds nothing yet."""
-    net: ControlNetModel = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITIONING)
+    """Its convolutions start as copies of the UNet's, and it adds nothing yet. It has none of the UNet's attention, which
+    is half of the size: where limbs go no word has to tell."""
+    shape = unet.config
+    net = ControlNetModel(
+        in_channels=shape["in_channels"],
+        block_out_channels=shape["block_out_channels"],
+        layers_per_block=shape["layers_per_block"],
+        down_block_types=("DownBlock2D",) * len(shape["block_out_channels"]),
+        mid_block_type="UNetMidBlock2D",
+        cross_attention_dim=shape["cross_attention_dim"],
+        attention_head_dim=shape["attention_head_dim"],
+        addition_embed_type=shape["addition_embed_type"],
+        conditioning_embedding_out_channels=CONDITIONING,
+    )
+    blank = net.state_dict()
+    net.load_state_dict(blank | {k: v for k, v in unet.state_dict().items() if k in blank})
     return net
 
 

@@ -1,4 +1,4 @@
-"""How a mascot is drawn: Pillow at three times the size, scaled down, so that edges are antialiased."""
+"""A character in a staging, part by part: body, limbs, face, markings and what it wears."""
 
 from __future__ import annotations
 
@@ -6,17 +6,9 @@ import math
 import random
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageDraw
+from ipadapter_engine.training.mascots import Identity, Staging
+from ipadapter_engine.training.pen import INK, RGB, Pen, Points
 
-from ipadapter_engine.training.studio2.mascots import ATTRIBUTES, Identity, Staging
-from ipadapter_engine.training.studio2.scenery import draw_scene
-
-RGB = tuple[int, int, int]
-Points = list[tuple[float, float]]
-
-SUPERSAMPLE = 3
-PIXEL_GRID = 64  # squares a side that the pixel style has
 GROUND = 91.0
 
 BODY_RGB: dict[str, RGB] = {
@@ -41,40 +33,9 @@ CLOTH_RGB: dict[str, RGB] = {
     "gold": (236, 178, 30),
     "white": (250, 250, 250),
 }
-INK: RGB = (34, 28, 40)
 WHITE: RGB = (255, 255, 255)
 MOUTH_RGB: RGB = (122, 22, 44)
 TEAR_RGB: RGB = (120, 200, 250)
-
-
-@dataclass(frozen=True)
-class _Style:
-    """line: of the outlines, in hundredths of the picture's side; whiten: how far colours go towards white."""
-
-    line: float
-    whiten: float = 0.0
-
-
-STYLES = {
-    "outlined": _Style(2.4),
-    "flat": _Style(0.0),
-    "pastel": _Style(1.4, 0.42),
-    "pixel": _Style(2.6),
-}
-
-
-def render(identity: Identity, staging: Staging, *, size_px: int = 128, seed: int = 0) -> Image.Image:
-    """Draw one picture, RGB, `size_px` square. The seed moves and scales the character and its scenery a little."""
-    rng = random.Random(seed)
-    side = size_px * SUPERSAMPLE
-    canvas = Image.new("RGB", (side, side))
-    pen = Pen(ImageDraw.Draw(canvas), side / 100.0, STYLES[staging.style])
-    draw_scene(pen, staging.scene, rng)
-    _Mascot(pen, identity, staging, rng).draw()
-    if staging.style == "pixel":
-        return canvas.resize((PIXEL_GRID,) * 2, Image.Resampling.BOX).resize((size_px,) * 2, Image.Resampling.NEAREST)
-    return canvas.resize((size_px, size_px), Image.Resampling.BOX)
-
 
 SKELETON: dict[str, RGB] = {
     "spine": (250, 250, 250),
@@ -84,113 +45,6 @@ SKELETON: dict[str, RGB] = {
     "right arm": (255, 170, 30),
     "nose": (70, 255, 90),
 }
-
-
-def pose_picture(staging: Staging, *, size_px: int = 128, seed: int = 0) -> Image.Image:
-    """The skeleton of a staging's pose and view, on black: what the pose ControlNet reads, RGB, `size_px` square.
-
-    It is that of a body which is nobody's: the seed chooses its build and place, so that it tells nothing of who.
-    """
-    rng = random.Random(seed)
-    side = size_px * SUPERSAMPLE
-    canvas = Image.new("RGB", (side, side))
-    who = Identity(rng.choice(sorted(BUILDS)), "red", "round", "round", "belly", "cream", "hat", "gold")
-    _Mascot(Pen(ImageDraw.Draw(canvas), side / 100.0, _Style(0.0)), who, staging, rng).draw_skeleton()
-    return canvas.resize((size_px, size_px), Image.Resampling.BOX)
-
-
-# What is seen of a character at a place: an attribute of PARTS with its value.
-PARTS = tuple(
-    (a.name, v)
-    for a in ATTRIBUTES
-    if a.name in ("shape", "ears", "eyes", "pattern", "accessory", "pose", "expression")
-    for v in a.values
-)
-
-
-def parts_at(identity: Identity, staging: Staging, *, grid: int, seed: int = 0) -> np.ndarray:
-    """Which PARTS the picture of `render` shows in each of `grid` x `grid` cells: booleans (grid * grid, parts)."""
-    rng, side = random.Random(seed), grid * _CELL
-    canvas = Image.new("L", (side, side))
-    pen = _PartPen(ImageDraw.Draw(canvas), side / 100.0, STYLES[staging.style])
-    draw_scene(pen, staging.scene, rng)
-    pen.values = {**vars(identity), **vars(staging)}
-    _Mascot(pen, identity, staging, rng).draw()
-    cells = np.asarray(canvas).reshape(grid, _CELL, grid, _CELL).swapaxes(1, 2).reshape(grid * grid, _CELL * _CELL)
-    return (cells[..., None] == np.arange(1, len(PARTS) + 1)).sum(1) >= _SEEN
-
-
-_CELL, _SEEN = 12, 5  # pixels of a cell's side, and of a part that make it seen there
-
-
-class Pen:
-    """Draws in a 100 x 100 coordinate system, y down, in one style."""
-
-    part = ""  # the attribute that is being drawn
-
-    def __init__(self, draw: ImageDraw.ImageDraw, unit: float, style: _Style) -> None:
-        self.draw, self.unit, self.style = draw, unit, style
-
-    def tint(self, rgb: RGB) -> RGB:
-        """The colour in this style."""
-        w = self.style.whiten
-        return (int(rgb[0] + (255 - rgb[0]) * w), int(rgb[1] + (255 - rgb[1]) * w), int(rgb[2] + (255 - rgb[2]) * w))
-
-    @property
-    def ink(self) -> RGB:
-        return self.tint(INK)
-
-    def polygon(self, points: Points, fill: RGB, *, line: bool = False) -> None:
-        scaled = [(x * self.unit, y * self.unit) for x, y in points]
-        self.draw.polygon(scaled, fill=self.tint(fill))
-        if line and self.style.line:
-            self.draw.line(
-                [*scaled, scaled[0], scaled[1]], fill=self.ink, width=self._px(self.style.line), joint="curve"
-            )
-
-    def ellipse(self, cx: float, cy: float, rx: float, ry: float, fill: RGB, *, line: bool = False) -> None:
-        half = self.style.line / 2 if line else 0.0
-        if half:
-            self.draw.ellipse(self._box(cx, cy, rx + half, ry + half), fill=self.ink)
-        self.draw.ellipse(self._box(cx, cy, rx - half, ry - half), fill=self.tint(fill))
-
-    def stroke(self, points: Points, fill: RGB, width: float, *, line: bool = False) -> None:
-        """A line with round ends, with its own outline if asked for."""
-        if line and self.style.line:
-            self.stroke(points, INK, width + self.style.line)
-            width -= self.style.line
-        scaled = [(x * self.unit, y * self.unit) for x, y in points]
-        self.draw.line(scaled, fill=self.tint(fill), width=self._px(width), joint="curve")
-        for x, y in (points[0], points[-1]):
-            self.draw.ellipse(self._box(x, y, width / 2, width / 2), fill=self.tint(fill))
-
-    def box(self, x0: float, y0: float, x1: float, y1: float, fill: RGB, *, line: bool = False) -> None:
-        self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill, line=line)
-
-    def arc(self, cx: float, cy: float, rx: float, ry: float, start: float, end: float, width: float) -> None:
-        self.draw.arc(self._box(cx, cy, rx, ry), start, end, fill=self.ink, width=self._px(width))
-
-    def chord(self, cx: float, cy: float, rx: float, ry: float, start: float, end: float, fill: RGB) -> None:
-        self.draw.chord(self._box(cx, cy, rx, ry), start, end, fill=self.tint(fill))
-
-    def _px(self, width: float) -> int:
-        return max(1, round(width * self.unit))
-
-    def _box(self, cx: float, cy: float, rx: float, ry: float) -> list[tuple[float, float]]:
-        u = self.unit
-        return [((cx - rx) * u, (cy - ry) * u), ((cx + rx) * u, (cy + ry) * u)]
-
-
-class _PartPen(Pen):
-    """Paints what is drawn and not its colour: numbers from 1 in the order of PARTS, 0 for what is none of them."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw, unit: float, style: _Style) -> None:
-        super().__init__(draw, unit, style)
-        self.values: dict[str, str] = {}
-
-    def tint(self, rgb: RGB) -> RGB:
-        named = (self.part, self.values.get(self.part, ""))
-        return PARTS.index(named) + 1 if named in PARTS else 0  # type: ignore[return-value]  # of an "L" picture
 
 
 @dataclass(frozen=True)
@@ -256,13 +110,13 @@ class _Limb:
     end: tuple[float, float]
 
 
-class _Mascot:
+class Figure:
     """One character in one staging. `turn` is where it looks: -1 left, 0 to us or away, 1 right."""
 
     def __init__(self, pen: Pen, who: Identity, staging: Staging, rng: random.Random) -> None:
         self.pen, self.who, self.staging = pen, who, staging
-        self.s = 26.5 * rng.uniform(0.97, 1.03)
-        self.cx = 50 + rng.uniform(-2.5, 2.5)
+        self.s = 26.5 * rng.uniform(0.995, 1.005)
+        self.cx = 50 + rng.uniform(-0.4, 0.4)
         self.build = BUILDS[who.shape]
         self.rgb, self.mark = BODY_RGB[who.colour], MARKING_RGB[who.marking]
         self.cloth = CLOTH_RGB[who.accessory_colour]
@@ -270,7 +124,7 @@ class _Mascot:
         self.back = staging.view == "back"
         self.legs = {"jumping": 9.0, "sitting": 1.0}.get(staging.pose, 10.0)
         self.lift = 7.0 if staging.pose == "jumping" else 0.0
-        self.cy = GROUND - self.legs - self.lift - self.build.bottom * self.s + rng.uniform(-0.8, 0.8)
+        self.cy = GROUND - self.legs - self.lift - self.build.bottom * self.s + rng.uniform(-0.2, 0.2)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """From half-widths of the body to the picture."""

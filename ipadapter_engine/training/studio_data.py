@@ -17,15 +17,14 @@ from ipadapter_engine.checkpoints import Checkpoint
 from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.training.adapter_data import Example
 from ipadapter_engine.training.adapter_training import AdapterTraining
-from ipadapter_engine.training.dataset import PictureSet
+from ipadapter_engine.training.captions import describe_identity, describe_staging, names_style, prompt_for
+from ipadapter_engine.training.clip import SIDE_PX, normalised, seen, shaken
+from ipadapter_engine.training.dataset import PictureSet, rendered
+from ipadapter_engine.training.diffusion import LatentSet
 from ipadapter_engine.training.errors import TrainingRefused
+from ipadapter_engine.training.first_stage import encode_all
 from ipadapter_engine.training.frozen import sha256_of_module
-from ipadapter_engine.training.studio2.captions import describe_identity, describe_staging, names_style, prompt_for
-from ipadapter_engine.training.studio2.clip import SIDE_PX, normalised, seen, shaken
-from ipadapter_engine.training.studio2.dataset import PICTURE_PX, rendered
-from ipadapter_engine.training.studio2.diffusion import LatentSet
-from ipadapter_engine.training.studio2.first_stage import encode_all
-from ipadapter_engine.training.studio2.mascots import training_identities
+from ipadapter_engine.training.mascots import training_identities
 
 STYLE = "style"  # an adapter of this name hears the style alone
 PICTURES, OF_EACH = 20_000, 5
@@ -126,15 +125,13 @@ def studio_adapter_data(checkpoint: Checkpoint, settings: AdapterTraining, *, ca
 
     Raises TrainingRefused for a base that is not the studio model, or without image encoder.
     """
-    side = checkpoint.family.size_px
-    if checkpoint.family.name != "studio" or side != PICTURE_PX or checkpoint.encoder is None:
+    if checkpoint.family.name != "studio" or checkpoint.encoder is None:
         raise TrainingRefused(
-            f"the studio's pictures are for a studio model of {PICTURE_PX} px, and this is {checkpoint.family.title}, {side} px",
-            "name such a model with --base, or a folder of pictures with --data",
+            f"the studio's pictures teach {checkpoint.family.title} nothing", "name a folder of pictures with --data"
         )
     cache.mkdir(parents=True, exist_ok=True)
     pictures = rendered(
-        PICTURES, seed=1, identities=training_identities()[: PICTURES // OF_EACH],
+        PICTURES, seed=1, size_px=checkpoint.family.size_px, identities=training_identities()[: PICTURES // OF_EACH],
         cache=cache / "pictures.npy",
     )  # fmt: skip
     made_by = sha256_of_module(checkpoint.vae)[:16]

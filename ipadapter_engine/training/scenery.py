@@ -1,17 +1,15 @@
-"""The places that mascots are drawn in: large flat shapes, moved a little by the seed."""
+"""The places that mascots are drawn in: large flat shapes, moved a pixel by the seed."""
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ipadapter_engine.training.studio2.drawing import Pen
+from ipadapter_engine.training.pen import Pen
 
 
 def draw_scene(pen: Pen, scene: str, rng: random.Random) -> None:
     """Cover the whole picture; raises ValueError for a scene that the vocabulary does not have."""
-    d = rng.uniform(-5, 5)
+    d = rng.uniform(-1, 1)
     match scene:
         case "studio":
             pen.box(0, 0, 100, 100, (238, 236, 232))

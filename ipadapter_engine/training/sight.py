@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
+from ipadapter_engine.training.captions import caption
+from ipadapter_engine.training.clip import EMBED_SPREAD, WIDTH, normalised, seen, shaken, tokens
 from ipadapter_engine.training.dataset import PictureSet
+from ipadapter_engine.training.drawing import PARTS, parts_at
 from ipadapter_engine.training.loop import fit
+from ipadapter_engine.training.mascots import ATTRIBUTES
 from ipadapter_engine.training.optimisation import Optimisation
-from ipadapter_engine.training.studio2.captions import caption
-from ipadapter_engine.training.studio2.clip import EMBED_SPREAD, WIDTH, normalised, seen, shaken, tokens
-from ipadapter_engine.training.studio2.drawing import PARTS, parts_at
-from ipadapter_engine.training.studio2.mascots import ATTRIBUTES
 
 BATCH = 96
 SHARPNESS = 20.0  # of the contrastive softmax, on cosines

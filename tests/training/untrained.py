@@ -1,4 +1,4 @@
-"""The base of version 2 as it is before its training."""
+"""The studio's base as it is before its training."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ipadapter_engine.training.studio2.captions import train_tokenizer
-from ipadapter_engine.training.studio2.clip import new_clip
-from ipadapter_engine.training.studio2.diffusion import new_unet
-from ipadapter_engine.training.studio2.export import export_base
-from ipadapter_engine.training.studio2.first_stage import new_first_stage
+from ipadapter_engine.training.captions import train_tokenizer
+from ipadapter_engine.training.clip import new_clip
+from ipadapter_engine.training.diffusion import new_unet
+from ipadapter_engine.training.export import export_base
+from ipadapter_engine.training.first_stage import new_first_stage
 
 
 def write_untrained(folder: Path) -> Path:
