@@ -241,14 +241,16 @@ class NotFound(StoreError):
 
 
 class Ambiguous(StoreError):
-    """A prefix of an id that several things share; `candidates` are their ids."""
+    """A name, or the beginning of an id, that several things share; `candidates` say which."""
 
-    def __init__(self, what: str, asked: str, candidates: Sequence[str]) -> None:
+    def __init__(
+        self, what: str, asked: str, candidates: Sequence[str], next_step: str = "Give more letters of the id."
+    ) -> None:
         self.asked = asked
         self.candidates = tuple(candidates)
         super().__init__(
             f"{asked} could be any of {len(self.candidates)} {what}s: {', '.join(self.candidates)}",
-            "Give more letters of the id.",
+            next_step,
         )
 
 

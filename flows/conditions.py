@@ -123,9 +123,10 @@ def find_named(session: Session, among: Select[Reference], key: str, *, removed:
     active = [r for r in rows if r.state is ReferenceState.ACTIVE]
     if len({r.sha256 for r in active}) > 1:
         urls = select(Library.url).where(Library.id.in_([r.library_id for r in active])).order_by(Library.url)
-        error = Ambiguous("picture", key, [f"{key} of {url}" for url in session.scalars(urls)])
-        error.next_step = "Rename one of them in its library and ingest that again."
-        raise error
+        raise Ambiguous(
+            "picture", key, [f"{key} of {url}" for url in session.scalars(urls)],
+            "Rename one of them in its library and ingest that again.",
+        )  # fmt: skip
     others = [r for r in rows if removed or r.state is ReferenceState.WITHDRAWN]
     return next(iter([*active, *others]), None)
 

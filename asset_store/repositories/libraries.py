@@ -251,19 +251,19 @@ def get_character(session: Session, brand: Brand, name: str) -> Character:
 def find_character(session: Session, named: str, brand: str | None = None) -> Character:
     """A character by `name` or `brand/name`, or by its name in a brand; NotFound with those there are, Ambiguous where
     several brands have one of the name."""
-    owner, _, name = ("", "", named) if brand is not None else named.rpartition("/")
-    if brand is not None or owner:
-        return get_character(session, get_brand(session, brand or owner), name)
-    found = session.scalars(select(Character).join(Brand).where(Character.name == name).order_by(Brand.name)).all()
+    if brand is None:
+        owner, _, named = named.rpartition("/")
+        brand = owner or None
+    if brand is not None:
+        return get_character(session, get_brand(session, brand), named)
+    found = session.scalars(select(Character).join(Brand).where(Character.name == named).order_by(Brand.name)).all()
     if not found:
         known = select(Brand.name, Character.name).join(Character).order_by(Brand.name, Character.name).limit(20)
         names = ", ".join(f"{owner}/{its}" for owner, its in session.execute(known)) or "none; ingest its library first"
-        raise NotFound("character", name, f"Known characters: {names}.")
+        raise NotFound("character", named, f"Known characters: {names}.")
     if len(found) > 1:
         candidates = [f"{c.brand.name}/{c.name}" for c in found]
-        error = Ambiguous("character", name, candidates)
-        error.next_step = f"Say whose: {candidates[0]}."
-        raise error
+        raise Ambiguous("character", named, candidates, f"Say whose: {candidates[0]}.")
     return found[0]
 
 

@@ -23,7 +23,7 @@ from ipadapter_engine.training.mascots import (
 Portrait = Callable[[Identity, int], Image.Image]
 
 IDENTITY = tuple(a.name for a in IDENTITY_ATTRIBUTES)
-PROMPT = tuple(n for n in ("view", "pose", "expression", "scene") if n in {a.name for a in ATTRIBUTES})
+PROMPT = ("view", "pose", "expression", "scene")
 NAMES = tuple(a.name for a in ATTRIBUTES)
 PORTRAIT_SEED = 5
 DRAWN_SEED = 900_001  # the drawings that the judge's ceiling is read from

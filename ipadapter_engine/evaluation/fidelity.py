@@ -235,24 +235,22 @@ def draw_sheet(
 
 def table_of(rows: Sequence[Row]) -> str:
     """The figures of both scales side by side, in Markdown, a line an attribute; under it the others."""
-    told, alone = {row.name: row for row in rows}, f" at scale {0:g}"
+    told, spoken, silent = {row.name: row for row in rows}, f" at scale {DEFAULT_SCALE:g}", f" at scale {0:g}"
     lines = [
         f"| | Scale {DEFAULT_SCALE:g} (95 % interval) | Scale 0 | Chance | Ceiling | Target |",
         "|---|---|---|---|---|---|",
     ]
-    single = []
     for row in rows:
-        name, _, scale = row.name.partition(" at scale ")
-        if not scale:
-            single.append(f"{row.name}: {_worded(row)}" + ("" if row.target is None else f", target {_judged(row)}"))
-        elif row.name != name + alone:
-            cells = [
-                _worded(row),
-                *(f"{v:.3f}" for v in (told[name + alone].value, row.chance, row.ceiling)),
-                _judged(row),
-            ]
-            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in single), ""])
+        if row.name.endswith(spoken):
+            name = row.name.removesuffix(spoken)
+            numbers = (told[name + silent].value, row.chance, row.ceiling)
+            cells = [name.replace("_", " "), _worded(row), *(f"{v:.3f}" for v in numbers), _judged(row)]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for row in rows:
+        if not row.name.endswith((spoken, silent)):
+            lines.append(f"- {row.name}: {_worded(row)}" + (f", target {_judged(row)}" if row.target else ""))
+    return "\n".join([*lines, ""])
 
 
 def _worded(row: Row) -> str:

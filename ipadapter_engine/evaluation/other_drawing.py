@@ -2,7 +2,7 @@
 
 It shares no code, no colour, no proportion and no pen with the renderer of the training pictures: distance fields
 painted with soft light from the upper left, no outlines, on paper. It draws portraits only, as references, and reads
-a character as names of traits, so a trait that the vocabulary does not have is drawn plainly.
+a character as names of traits.
 Distances to the primitives are Inigo Quilez's (iquilezles.org/articles/distfunctions2d).
 """
 
@@ -50,7 +50,6 @@ REACH = {
     "round": (0.98, 0.86),
     "square": (0.86, 0.84),
     "triangle": (0.80, 0.55),
-    "pear": (1.06, 0.62),
     "tall": (1.20, 0.58),
     "wide": (0.70, 1.14),
     "star": (0.92, 0.60),
@@ -63,8 +62,8 @@ def render_portrait(who: Identity, size_px: int) -> Image.Image:
     side = size_px * 2
     canvas = _Canvas(side)
     rgb = _colour(BODY, traits, "colour")
-    marking = _colour(MARKING, {"marking": "cream", **traits}, "marking")
-    cloth = _colour(CLOTH, {"accessory_colour": "navy", **traits}, "accessory_colour")
+    marking = _colour(MARKING, traits, "marking")
+    cloth = _colour(CLOTH, traits, "accessory_colour")
     up, neck = REACH.get(traits["shape"], (1.0, 0.8))
     body = _body(canvas, traits["shape"])
     accessory = traits["accessory"]
@@ -76,7 +75,7 @@ def render_portrait(who: Identity, size_px: int) -> Image.Image:
     _ears(canvas, traits["ears"], up, rgb, marking)
     canvas.paint(body, rgb, lit=True)
     _pattern(canvas, traits["pattern"], body, marking)
-    _face(canvas, traits.get("eyes", "round"), -0.62 if traits["shape"] == "tall" else -0.2)
+    _face(canvas, traits["eyes"], -0.62 if traits["shape"] == "tall" else -0.2)
     _accessory(canvas, accessory, up, neck, cloth)
     return Image.fromarray(canvas.pixels.round().astype(np.uint8)).resize((size_px,) * 2, Image.Resampling.BOX)
 
@@ -137,8 +136,6 @@ def _body(canvas: _Canvas, shape: str) -> Field:
             return canvas.box(0, 0, 0.88, 0.88, corner=0.26)
         case "triangle":
             return canvas.triangle(0, -1.05, 1.1, 1.95)
-        case "pear":
-            return np.minimum(canvas.oval(0, -0.38, 0.62, 0.72), canvas.oval(0, 0.3, 0.98, 0.74))
         case "tall":
             return canvas.box(0, 0, 0.64, 1.2, corner=0.62)
         case "wide":
@@ -151,8 +148,6 @@ def _body(canvas: _Canvas, shape: str) -> Field:
 def _ears(canvas: _Canvas, ears: str, up: float, rgb: RGB, marking: RGB) -> None:
     for sign in (-1.0, 1.0):
         match ears:
-            case "no":
-                return
             case "round":
                 canvas.paint(canvas.circle(sign * 0.5, -up, 0.3), rgb)
                 canvas.paint(canvas.circle(sign * 0.5, -up, 0.16), marking)
@@ -171,8 +166,6 @@ def _ears(canvas: _Canvas, ears: str, up: float, rgb: RGB, marking: RGB) -> None
 
 def _pattern(canvas: _Canvas, pattern: str, body: Field, marking: RGB) -> None:
     match pattern:
-        case "plain":
-            pass
         case "belly":
             canvas.paint(canvas.oval(0, 0.52, 0.5, 0.42), marking, inside=body)
         case "spots":
@@ -218,8 +211,6 @@ def _face(canvas: _Canvas, eyes: str, y: float) -> None:
 
 def _accessory(canvas: _Canvas, accessory: str, up: float, neck: float, cloth: RGB) -> None:
     match accessory:
-        case "nothing":
-            pass
         case "hat":
             canvas.paint(canvas.box(0, -up - 0.26, 0.36, 0.32, corner=0.08), cloth)
             canvas.paint(canvas.box(0, -up + 0.04, 0.62, 0.08, corner=0.08), cloth)

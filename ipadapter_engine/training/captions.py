@@ -63,6 +63,11 @@ def prompt_for(staging: Staging, *, pose: bool = True, style: bool = True) -> st
     return f"a mascot, {describe_staging(staging, pose=pose, style=style)}"
 
 
+def full_caption(who: Identity, staging: Staging, *, style: bool = True) -> str:
+    """Everything: who, doing what, where, and unless it is left out drawn how."""
+    return f"{describe_identity(who)}, {describe_staging(staging, style=style)}"
+
+
 def names_style(staging: Staging, rng: random.Random) -> bool:
     """Whether a training caption names the style: always but for the usual one, so that silence means the usual."""
     return staging.style != DEFAULT_STYLE or rng.random() < 0.5

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from ipadapter_engine.training.captions import MAX_TOKENS, NAMING, caption, describe_identity, describe_staging
+from ipadapter_engine.training.captions import MAX_TOKENS, NAMING, caption, full_caption
 from ipadapter_engine.training.dataset import PictureSet
 from ipadapter_engine.training.loop import train
 from ipadapter_engine.training.mascots import ATTRIBUTES
@@ -147,6 +147,6 @@ def _attributes(model: _Worded, embedded: Tensor, data: PictureSet, index: np.nd
 def top1(model: CLIPModel, tokenizer: CLIPTokenizer, data: PictureSet, count: int = 256) -> float:
     """Share of `count` unseen pictures whose full caption is the nearest of all."""
     index = np.arange(count)
-    texts = [f"{describe_identity(data.identities[i])}, {describe_staging(data.stagings[i])}" for i in index]
+    texts = [full_caption(data.identities[i], data.stagings[i]) for i in index]
     result = model(input_ids=tokens(tokenizer, texts), pixel_values=normalised(seen(data.batch(index))))
     return (result.logits_per_image.argmax(1) == torch.arange(count)).float().mean().item()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +98,13 @@ Weights = dict[str, torch.Tensor]
 
 
 def exported_unet(folder: Path) -> Weights:
-    return _floats(folder / "unet" / WEIGHTS)
+    return floats_of(folder / "unet" / WEIGHTS)
 
 
 def load_words(clip: CLIPModel, folder: Path) -> CLIPModel:
     """`clip` with the text half of the export."""
     text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, local_files_only=True)
-    projection = _floats(folder / "image_encoder" / TEXT_PROJECTION)[TEXT_PROJECTION_KEY]
+    projection = floats_of(folder / "image_encoder" / TEXT_PROJECTION)[TEXT_PROJECTION_KEY]
     return _with(clip, _named(clip, text, "text_model.") | {"text_projection.weight": projection})
 
 
@@ -132,23 +131,9 @@ def _with(clip: CLIPModel, weights: Weights) -> CLIPModel:
     return clip
 
 
-def _exported_vae(folder: Path) -> Weights | None:
-    file = folder / "vae" / WEIGHTS
-    return _floats(file) if file.exists() else None
-
-
-def _exported_judge(folder: Path) -> Weights | None:
-    file = folder / JUDGE_FILE
-    return _floats(file) if file.exists() else None
-
-
-def _floats(file: Path) -> Weights:
+def floats_of(file: Path) -> Weights:
     return {name: value.float().contiguous() for name, value in load_file(file).items()}
 
 
-# What an export holds of a stage, None where it lacks it.
-EXPORTED: dict[str, Callable[[Path], Weights | None]] = {
-    "vae": _exported_vae,
-    "decoder": _exported_vae,
-    "judge": _exported_judge,
-}
+# The file in which an export holds a stage that needs no more training.
+EXPORTED = {"vae": f"vae/{WEIGHTS}", "decoder": f"vae/{WEIGHTS}", "judge": JUDGE_FILE}

@@ -17,7 +17,7 @@ from ipadapter_engine.checkpoints import Checkpoint
 from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.training.adapter_data import Example
 from ipadapter_engine.training.adapter_training import AdapterTraining
-from ipadapter_engine.training.captions import describe_identity, describe_staging, names_style, prompt_for
+from ipadapter_engine.training.captions import full_caption, names_style, prompt_for
 from ipadapter_engine.training.clip import SIDE_PX, normalised, seen, shaken
 from ipadapter_engine.training.dataset import PictureSet, rendered
 from ipadapter_engine.training.diffusion import LatentSet
@@ -43,8 +43,7 @@ class StudioData:
         self, of: LatentSet, checkpoint: Checkpoint, *, pooled: bool, style: bool, embeddings: Path | None = None
     ) -> None:
         assert checkpoint.encoder is not None
-        self.pictures, self._latents, self.style = of.pictures, of.latents, style
-        self._latents = of.latents.float() * float(checkpoint.vae.config["scaling_factor"])
+        self.pictures, self._latents, self.style = of.pictures, of.latents.float(), style
         self._embeddings = _embedded(of.pictures, checkpoint.encoder, pooled=pooled, file=embeddings)
         self._groups = _grouped(
             [s.style if style else w for w, s in zip(of.pictures.identities, of.pictures.stagings, strict=True)]
@@ -77,7 +76,7 @@ class StudioData:
     def _caption(self, i: int, rng: random.Random) -> str:
         staging = self.pictures.stagings[i]
         if self.style:
-            return f"{describe_identity(self.pictures.identities[i])}, {describe_staging(staging, style=False)}"
+            return full_caption(self.pictures.identities[i], staging, style=False)
         return prompt_for(staging, style=names_style(staging, rng))
 
     def _reference_of(self, i: int, rng: random.Random) -> int:

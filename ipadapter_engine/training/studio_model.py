@@ -13,6 +13,7 @@ A stage that is finished is skipped, one that was killed goes on from its checkp
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import shutil
@@ -24,7 +25,7 @@ from typing import TypeVar
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ipadapter_engine.checkpoints import Checkpoint, CheckpointPaths, open_checkpoint
@@ -32,7 +33,7 @@ from ipadapter_engine.evaluation import sheets
 from ipadapter_engine.evaluation.judge import Judge, accuracy, train_judge
 from ipadapter_engine.families.studio import STUDIO
 from ipadapter_engine.training.adapter_training import AdapterTraining, train_adapter
-from ipadapter_engine.training.captions import describe_identity, describe_staging, train_tokenizer
+from ipadapter_engine.training.captions import full_caption, train_tokenizer
 from ipadapter_engine.training.clip import new_clip, top1, train_words
 from ipadapter_engine.training.control_training import new_control_net, train_pose_control
 from ipadapter_engine.training.dataset import PictureSet, rendered
@@ -47,11 +48,11 @@ from ipadapter_engine.training.diffusion import (
 from ipadapter_engine.training.drawing import render
 from ipadapter_engine.training.export import (
     EXPORTED,
-    Weights,
     export_base,
     export_control,
     export_judge,
     exported_unet,
+    floats_of,
     has_sight,
     load_sight,
     load_words,
@@ -126,7 +127,7 @@ class Recipe:
         """The stage's model, and whether it was trained now."""
         path, fresh = self.out / f"{name}.safetensors", False
         if not path.exists() and (begun := self._begun(name)) is not None:
-            save_file(begun, path)
+            save_file(floats_of(begun), path)
         if not path.exists():
             state = trained().state_dict()
             save_file({k: v.cpu().float().contiguous() for k, v in state.items()}, path)
@@ -135,9 +136,12 @@ class Recipe:
         model.load_state_dict(load_file(path))
         return model.eval(), fresh
 
-    def _begun(self, name: str) -> Weights | None:
+    def _begun(self, name: str) -> Path | None:
         """What the training starts with of a stage that needs no more of it."""
-        return EXPORTED[name](self.start) if self.start is not None and name in EXPORTED else None
+        if self.start is None or name not in EXPORTED:
+            return None
+        file = self.start / EXPORTED[name]
+        return file if file.exists() else None
 
     def words(self) -> CLIPModel:
         """The CLIP with its text half finished: what the denoiser reads."""
@@ -214,15 +218,18 @@ class Recipe:
 
     def _watch(self, step: int, unet: UNet2DConditionModel) -> None:
         """A sheet, and how far off the first guess is: from pure noise, where words alone tell what to draw."""
-        unseen = self.unseen(WATCHED)
-        told = [
-            f"{describe_identity(w)}, {describe_staging(s)}"
-            for w, s in zip(unseen.identities, unseen.stagings, strict=True)
-        ]
-        latents = encode_all(self.vae(), unseen).float()
-        error = error_from_noise(unet, latents, text_states(self.words(), self.tokenizer(), told, torch.device("cpu")))
+        latents, told = self._watched
+        error = error_from_noise(unet, latents, told)
         self.note("unet", step=step, error_from_noise=round(error, 4), spread=round(latents.var().item(), 4))
         self._text_sheet(step, unet)
+
+    @functools.cached_property
+    def _watched(self) -> tuple[Tensor, Tensor]:
+        """Latents of unseen pictures, and the text states of their captions."""
+        unseen = self.unseen(WATCHED)
+        told = [full_caption(w, s) for w, s in zip(unseen.identities, unseen.stagings, strict=True)]
+        states = text_states(self.words(), self.tokenizer(), told, torch.device("cpu"))
+        return encode_all(self.vae(), unseen).float(), states
 
     def _text_sheet(self, step: int, unet: UNet2DConditionModel) -> None:
         """Characters that are held out, as drawn and as made from their description, by diffusers' own pipeline."""
@@ -236,7 +243,7 @@ class Recipe:
         rng, rows = random.Random(1), []
         for who in held_out_identities()[-SHEET:]:
             staging = random_staging(rng)
-            rows.append((render(who, staging), f"{describe_identity(who)}, {describe_staging(staging)}"))
+            rows.append((render(who, staging), full_caption(who, staging)))
         seeds = [torch.Generator().manual_seed(i) for i in range(SHEET)]
         made = pipeline(
             [p for _, p in rows], num_inference_steps=STUDIO.steps, guidance_scale=STUDIO.guidance, generator=seeds
