@@ -158,6 +158,7 @@ class EmbeddedServer:
         short = Path(tempfile.gettempdir()) / self._cluster
         if not short.exists():
             short.mkdir(mode=0o700)
+        if not short.is_symlink() and short.stat().st_uid == os.geteuid():  # new, or left by one that was killed here
             _give_to_system_user(short)
         if short.is_symlink() or short.stat().st_uid != self.folder.stat().st_uid or short.stat().st_mode & 0o077:
             raise self._unreachable(f"the folder for its socket, {short}, belongs to somebody else")

@@ -157,6 +157,17 @@ def test_a_path_too_long_for_a_socket_is_no_obstacle(tmp_path: Path) -> None:
         assert str(home) not in str(one.url.query["host"])
 
 
+def test_a_socket_folder_that_a_killed_process_left_half_made_is_no_obstacle(tmp_path: Path) -> None:
+    home = tmp_path / ("long" * 30)
+    with open_database(None, home) as database:
+        folder = Path(str(database.url.query["host"]))
+    for left in folder.iterdir():
+        left.unlink()
+    os.chown(folder, os.geteuid(), os.getegid())
+    with open_database(None, home) as database:
+        assert Path(str(database.url.query["host"])) == folder
+
+
 def test_a_forked_child_that_closes_does_not_let_go_for_its_parent(home: Path) -> None:
     server = EmbeddedServer(home)
     child = os.fork()
