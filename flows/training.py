@@ -43,7 +43,8 @@ from ipadapter_engine.training.character import CharacterTraining, TrainedCharac
 from ipadapter_engine.training.errors import FolderInvalid, TrainingRefused
 from ipadapter_engine.training.latents import Crop
 from ipadapter_engine.training.mascots import random_staging
-from ipadapter_engine.training.studio_data import studio_adapter_data
+from ipadapter_engine.training.precision import quickest_precision
+from ipadapter_engine.training.studio_data import ADAPTER_TRAINING, studio_adapter_data
 
 OnStep = Callable[[str, int, int], None]
 Chosen = TypeVar("Chosen", CharacterTraining, AdapterTraining)
@@ -215,7 +216,9 @@ async def train_planned_adapter(
     def work(on_step: OnStep) -> dict[str, Any]:
         with open_store() as store:
             device = _device(store)
-            own = {"precision": "bf16" if device.startswith("cuda") else "fp32"}
+            own: dict[str, Any] = {"precision": "bf16" if device.startswith("cuda") else "fp32"}
+            if data == STUDIO_DATA:
+                own |= {**ADAPTER_TRAINING, "precision": quickest_precision(torch.device(device).type)}
             wanted = read_settings(AdapterTraining, {**own, **settings})
             wanted.check_device(torch.device(device))
             checkpoint = _base_of_adapter(store, paths, wanted, device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ipadapter_engine.training.dataset import PictureSet
 from ipadapter_engine.training.loop import train
 from ipadapter_engine.training.mascots import ATTRIBUTES
+from ipadapter_engine.training.precision import quickest
 
 
 class Judge(nn.Module):
@@ -55,7 +56,7 @@ def train_judge(data: PictureSet, out: Path, *, steps: int, device: torch.device
     def loss_of(step: int, index: np.ndarray) -> Tensor:
         x = _disturb(data.batch(index).to(device)).contiguous(memory_format=torch.channels_last)
         y = torch.from_numpy(data.truths[index]).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quickest(device):
             logits = model(x)
         return torch.stack([F.cross_entropy(h.float(), y[:, i]) for i, h in enumerate(logits)]).mean()
 

@@ -15,6 +15,7 @@ from ipadapter_engine.training.captions import MAX_TOKENS, NAMING, caption, full
 from ipadapter_engine.training.dataset import PictureSet
 from ipadapter_engine.training.loop import train
 from ipadapter_engine.training.mascots import ATTRIBUTES
+from ipadapter_engine.training.precision import quickest
 
 # The pictures' own mean and spread would do as well; CLIP's published values keep the preprocessing familiar.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -117,7 +118,7 @@ def train_words(
         rng = random.Random(step)
         texts = [caption(data.identities[i], data.stagings[i], rng) for i in index]
         ids = tokens(tokenizer, texts).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quickest(device):
             states, embedded = model(ids)
             named = model.token(states)
         told = torch.arange(ids.shape[1], device=device) <= ids.eq(tokenizer.eos_token_id).int().argmax(1, keepdim=True)

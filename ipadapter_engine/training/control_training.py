@@ -19,6 +19,7 @@ from ipadapter_engine.training.frozen import frozen
 from ipadapter_engine.training.loop import train
 from ipadapter_engine.training.objective import Objective, text_states
 from ipadapter_engine.training.optimisation import attention_for_training
+from ipadapter_engine.training.precision import quickest
 
 BATCH = 48
 CONDITIONING = (16, 32, 64, 96)  # channels of the control picture's embedding, each half the size of the one before
@@ -74,7 +75,7 @@ def train_pose_control(
         text = text_states(checkpoint, [caption_without_pose(data.pictures, i, rng) for i in index]).states
         skeletons = _skeletons(data.pictures, index, step).to(device)
         positions = x.shape[-2] * x.shape[-1]
-        with torch.autocast(device.type, dtype=torch.bfloat16), attention_for_training(device, positions):
+        with quickest(device), attention_for_training(device, positions):
             down, mid = net(noised.latents, t, encoder_hidden_states=text, controlnet_cond=skeletons, return_dict=False)
             guess = unet(
                 noised.latents, t, encoder_hidden_states=text, down_block_additional_residuals=down,

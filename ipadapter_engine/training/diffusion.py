@@ -24,6 +24,7 @@ from ipadapter_engine.training.first_stage import LATENT_CHANNELS
 from ipadapter_engine.training.loop import Weights, fit
 from ipadapter_engine.training.objective import Objective
 from ipadapter_engine.training.optimisation import Optimisation
+from ipadapter_engine.training.precision import quickest
 
 SNR_GAMMA, NOISIER = 5.0, 2.0
 BATCH, SHEET_EVERY = 48, 600
@@ -107,7 +108,7 @@ def caption_for_base(data: PictureSet, i: int, rng: random.Random) -> Caption:
 
 @torch.no_grad()
 def text_states(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Tensor:
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with quickest(device):
         states: Tensor = clip.text_model(input_ids=tokens(tokenizer, texts).to(device)).last_hidden_state
     return states.float()
 
@@ -170,7 +171,7 @@ def train_unet(
     def loss_of(batch: tuple[Tensor, ...], rows: slice) -> Tensor:
         x, noise, t, text, pooled, parts = (part[rows].to(device) for part in batch)
         noised = objective.noised(x.contiguous(memory_format=torch.channels_last), noise, t)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quickest(device):
             guess = compiled(noised.latents, t, encoder_hidden_states=text, added_cond_kwargs={POOLED: pooled}).sample
             told = unet.parts_head(middle["out"].flatten(2).transpose(1, 2)).float()
         local = F.binary_cross_entropy_with_logits(told, parts, pos_weight=rarity)

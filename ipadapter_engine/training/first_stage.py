@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ipadapter_engine.training.dataset import PictureSet
 from ipadapter_engine.training.loop import train
+from ipadapter_engine.training.precision import quickest
 
 LATENT_CHANNELS = 16
 STRIDE = 8
@@ -44,7 +45,7 @@ def train_first_stage(data: PictureSet, out: Path, *, steps: int, device: torch.
         whole = step >= WHOLE_FROM * steps
         x = data.batch(index[:_WHOLE] if whole else index)
         x = (x if whole else _cropped(x, step)).to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quickest(device):
             z = model.encoder(x).float()
             y = model.decoder(z + _NOISE * torch.rand(len(z), 1, 1, 1, device=device) * torch.randn_like(z)).float()
         spread = (z.mean((0, 2, 3)).square() + (z.std((0, 2, 3)) - 1).square()).mean()
@@ -66,7 +67,7 @@ def train_decoder(
 
     def loss_of(step: int, index: np.ndarray) -> Tensor:
         x = data.batch(index).to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quickest(device):
             with torch.no_grad():
                 z = model.encoder(x).float()
             noise = 2 * _NOISE * torch.rand(len(z), 1, 1, 1, device=device) * torch.randn_like(z)
@@ -102,7 +103,7 @@ def encode_all(model: AutoencoderTiny, data: PictureSet, size: int = 128) -> Ten
     chunks = []
     for i in range(0, len(data), size):
         x = data.batch(np.arange(i, min(i + size, len(data)))).to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quickest(device):
             z = model.encoder(x) * float(model.config["scaling_factor"])
         chunks.append(z.half().cpu().contiguous())
     return torch.cat(chunks)

@@ -1,6 +1,6 @@
 """Muon: momentum whose every direction counts alike (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
-A matrix's momentum is replaced by the nearest orthogonal matrix, found by Newton and Schulz' iteration in bf16: what the
+A matrix's momentum is replaced by the nearest orthogonal matrix, found by Newton and Schulz' iteration: what the
 gradient hardly shows, such as a rare word's colour, is learnt as fast as what it shows loudly. The step is scaled to the size
 of AdamW's (Liu et al., 2025, arXiv:2502.16982, sec. 2.2), so that one learning rate serves both.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ipadapter_engine.training.precision import quickest_precision
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -60,9 +62,11 @@ def is_matrix(p: Tensor) -> bool:
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """(rows, columns) -> bf16 of the same shape with singular values near 1, between about 0.7 and 1.2."""
+    """(rows, columns) -> the same shape with singular values near 1, between about 0.7 and 1.2; in bf16 where that is quick."""
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
+    x = matrix.T if tall else matrix
+    if quickest_precision(matrix.device.type) == "bf16":
+        x = x.bfloat16()
     x = x / (x.norm() + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):

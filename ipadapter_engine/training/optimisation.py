@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ipadapter_engine.training.errors import TrainingRefused
 from ipadapter_engine.training.muon import Muon
+from ipadapter_engine.training.precision import Precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
 MOST_POSITIONS_BY_PARTS = 256
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,6 +19,7 @@ from ipadapter_engine.training.drawing import PARTS, parts_at
 from ipadapter_engine.training.loop import fit
 from ipadapter_engine.training.mascots import ATTRIBUTES
 from ipadapter_engine.training.optimisation import Optimisation
+from ipadapter_engine.training.precision import quickest
 
 BATCH = 96
 SHARPNESS = 20.0  # of the contrastive softmax, on cosines
@@ -72,7 +73,7 @@ def train_sight(
             parts_at(data.identities[i], data.stagings[i], grid=grid, seed=data.first_seed + int(i))
             for i in index[:still]
         ]
-        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.no_grad(), quickest(device):
             pooled = clip.text_model(input_ids=tokens(tokenizer, texts).to(device)).pooler_output
             told = F.normalize(clip.text_projection(pooled).float(), dim=-1)
         truths = torch.from_numpy(data.truths[index])
@@ -80,7 +81,7 @@ def train_sight(
 
     def loss_of(batch: tuple[Tensor, Tensor, Tensor, Tensor, list[str]], rows: slice) -> Tensor:
         pictures, told, truths, parts = (part.to(device) for part in batch[:4])
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with quickest(device):
             embedded, shown = compiled(pictures)
         local = F.binary_cross_entropy_with_logits(shown[: len(parts)], parts, pos_weight=rarity)
         matching = _contrastive(SHARPNESS * embedded @ told.T, batch[4])

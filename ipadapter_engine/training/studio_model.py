@@ -5,7 +5,7 @@
 Without `--start` everything is trained from nothing. With it what that folder holds (an export, or a part of one) is taken
 as it is, and its UNet is trained further, as where a GPU is lent for what a CPU began.
 
-A stage that is finished is skipped, one that was killed goes on from its checkpoint. On a GPU it runs in bf16 as well.
+A stage that is finished is skipped, one that was killed goes on from its checkpoint. It runs in bf16 where the device has units for it.
 `OUT/export` is what is to replace `ipadapter_engine/models/studio`; figures of every stage are printed and kept in
 `OUT/figures.jsonl`, losses in `OUT/STAGE.jsonl`, pictures of held-out characters in `OUT/sheets`.
 """
@@ -18,9 +18,8 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderTiny, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
@@ -64,8 +63,9 @@ from ipadapter_engine.training.mascots import (
     random_staging,
     training_identities,
 )
+from ipadapter_engine.training.precision import quickest_precision
 from ipadapter_engine.training.sight import train_sight
-from ipadapter_engine.training.studio_data import STYLE, StudioData
+from ipadapter_engine.training.studio_data import ADAPTER_TRAINING, STYLE, StudioData
 
 PICTURES, CHARACTERS = 120_000, 24_000
 DENOISED = 80_000  # of them that the UNet and what is trained on it learn from
@@ -266,20 +266,21 @@ class Recipe:
 
     def adapter(self) -> None:
         """The identity adapter, 4 tokens."""
-        self._adapter("adapter", _HOW)
+        self._adapter("adapter")
 
     def plus(self) -> None:
         """16 tokens through a resampler."""
-        self._adapter("plus", replace(_HOW, variant="plus"))
+        self._adapter("plus", variant="plus")
 
     def style(self) -> None:
         """4 tokens that hear the style and not the character."""
-        self._adapter("style", replace(_HOW, name=STYLE))
+        self._adapter("style", name=STYLE)
 
-    def _adapter(self, stage: str, settings: AdapterTraining) -> None:
+    def _adapter(self, stage: str, **what: Any) -> None:
+        precision = quickest_precision(self.device.type)
+        settings = AdapterTraining(steps=STEPS[stage], precision=precision, **what, **ADAPTER_TRAINING)
         if (self.folder / settings.file_name).exists():
             return
-        settings = replace(settings, steps=STEPS[stage])
         checkpoint, latents = self._base(), self.latents()
         pooled = settings.variant == "base"
         embeddings = self.out / f"{'pooled' if pooled else 'hidden'}.safetensors"
@@ -308,12 +309,6 @@ class Recipe:
             stage()
         export_judge(self.folder, self.judge())
         return self.folder
-
-
-_HOW = AdapterTraining(
-    batch_size=64, optimizer="muon", noisier=2.0, lr=1e-3, betas=(0.9, 0.99), warmup=100, schedule="cosine", decay_from=0.3, ema_decay=0.995,
-    precision="bf16", sheet_every=500, log_every=50,
-)  # fmt: skip
 
 
 def main() -> None:
