@@ -23,8 +23,11 @@
     │   ├── Ambiguous               asked, candidates
     │   ├── TransitionRefused       current, event
     │   ├── StaleVersion            expected, found
+    │   ├── StageRefused            asked, waiting
     │   ├── FourEyes                by
     │   ├── ReasonMissing
+    │   ├── RemarkRefused
+    │   ├── RetakeRefused
     │   ├── LineageIncomplete       missing
     │   ├── RightsRefused           problems
     │   ├── ReleaseRefused
@@ -275,12 +278,27 @@ class StaleVersion(StoreError):
         )
 
 
-class FourEyes(StoreError):
-    """One person may not both ask for a picture and approve it, nor fill two stages."""
+class StageRefused(StoreError):
+    """A decision at a stage that the asset does not wait at, or at none where it waits at several; `waiting` says where."""
 
-    def __init__(self, by: str, why: str) -> None:
+    def __init__(self, asked: str | None, waiting: Sequence[str]) -> None:
+        self.asked = asked
+        self.waiting = tuple(waiting)
+        where = " and ".join(self.waiting) or "none"
+        told = (
+            f"it waits at several stages: {where}"
+            if asked is None
+            else f"it does not wait at {asked[:80]}, but at {where}"
+        )
+        super().__init__(f"this needs the stage that it is decided at: {told}", "Name one of the stages it waits at.")
+
+
+class FourEyes(StoreError):
+    """One person may not both ask for a picture and approve it, nor fill two stages, nor be both of two."""
+
+    def __init__(self, by: str, why: str, action: str = "approve this asset") -> None:
         self.by = by
-        super().__init__(f"{by} may not approve this asset: {why}", "Ask another approver.")
+        super().__init__(f"{by} may not {action}: {why}", "Ask somebody else.")
 
 
 class ReasonMissing(StoreError):
@@ -288,6 +306,14 @@ class ReasonMissing(StoreError):
 
     def __init__(self, action: str) -> None:
         super().__init__(f"to {action} needs a reason", "Say in a sentence what is wrong.")
+
+
+class RemarkRefused(StoreError):
+    """A comment that cannot stand as it is: empty, too long, a region outside the picture, another's words."""
+
+
+class RetakeRefused(StoreError):
+    """An asset that is not made anew: nothing changes, or it was made anew as often as its campaign allows."""
 
 
 class LineageIncomplete(StoreError):

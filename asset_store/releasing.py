@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import NotFound, ReleaseRefused, StaleVersion
-from asset_store.reviewing.decide import lock_asset, stages_of, standing_decisions
+from asset_store.reviewing.decide import lock_asset, standing_decisions, unfilled
+from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.states import Availability, AvailabilityEvent, ReviewState, next_state
 from asset_store.rights import licences
-from asset_store.tables import Asset, AssetVersion, Delivery, Verdict
+from asset_store.tables import Asset, AssetVersion, Delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,7 @@ def _released_version(session: Session, asset_id: uuid.UUID, by: str, on: date) 
         raise ReleaseRefused("a release needs the name of who releases", "Give a name.")
     if asset.review is not ReviewState.APPROVED:
         raise ReleaseRefused(f"asset {asset_id} is {asset.review}", "Have it approved at every stage first.")
-    approved = {d.stage for d in standing_decisions(session, version.id) if d.verdict is Verdict.APPROVE}
-    if lacking := [stage for stage in stages_of(asset) if stage not in approved]:
+    if lacking := unfilled(policy_of(asset.campaign).stages, standing_decisions(session, version.id)):
         raise ReleaseRefused(
             f"version {version.number} of asset {asset_id} is not approved at: {', '.join(lacking)}",
             "Reopen it and have it approved at every stage.",

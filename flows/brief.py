@@ -22,6 +22,7 @@ from asset_store.library.keys import safe_key
 from asset_store.library.models import LineOfText, RelativePath, Slug
 from asset_store.library.yaml_lines import YamlDocument
 from asset_store.library.yaml_model import parse_yaml
+from asset_store.reviewing import policy
 from ipadapter_engine.requests import MAX_SEED
 
 
@@ -60,7 +61,7 @@ Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
 Window = tuple[Number, Number]
 
 
-def _check_window(window: tuple[float, float]) -> None:
+def check_window(window: tuple[float, float]) -> None:
     if not 0 <= window[0] <= window[1] <= 1:
         raise ValueError("a window is two numbers, start and end, with 0 ≤ start ≤ end ≤ 1")
 
@@ -68,16 +69,16 @@ def _check_window(window: tuple[float, float]) -> None:
 _CAME_LATER = ("controls", "character_model", "best_of", "style_references")
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class NamedReference(_Part):
+class NamedReference(Part):
     file: str
     weight: Number = Field(1.0, ge=0, le=10)
 
 
-class NamedControl(_Part):
+class NamedControl(Part):
     """A picture that says how the shot is composed. `picture`: a file of the library, or a path beside the brief.
 
     kind: which control of the loaded base hears it, such as pose. `extract`: the picture is an ordinary one, and the
@@ -92,11 +93,11 @@ class NamedControl(_Part):
 
     @model_validator(mode="after")
     def _window_in_order(self) -> NamedControl:
-        _check_window(self.window)
+        check_window(self.window)
         return self
 
 
-class Making(_Part):
+class Making(Part):
     """How pictures are made; what a shot leaves out comes from `defaults`, what these leave out from the family.
 
     best_of: candidates a variant, of which the one most like its references is kept.
@@ -119,7 +120,7 @@ class Making(_Part):
     @model_validator(mode="after")
     def _window_in_order(self) -> Making:
         if self.window is not None:
-            _check_window(self.window)
+            check_window(self.window)
         return self
 
     @model_serializer(mode="wrap")
@@ -155,14 +156,31 @@ class _Checks(CheckPolicy):
     model_config = ConfigDict(strict=True)
 
 
-class Brief(_Part):
+def _round(entry: object) -> Any:
+    return policy.plain_round(entry)
+
+
+def _stages(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+    policy.check_stages(entries)
+    return entries
+
+
+class Brief(Part):
+    """stages: who approves; see `asset_store.reviewing.policy`. retakes: how often a picture may be made anew."""
+
     campaign: Slug
     brand: Slug
-    stages: tuple[LineOfText, ...] = ("brand",)
+    stages: Annotated[tuple[Annotated[Any, AfterValidator(_round)], ...], AfterValidator(_stages)] = ("brand",)
+    retakes: Whole | None = Field(None, ge=0, le=policy.MOST_RETAKES)
     defaults: Making = Making.model_construct()
     checks: _Checks = _Checks(identity_min=None)
     seed: Seed = 0
     shots: Annotated[tuple[Shot, ...], Field(min_length=1, max_length=10_000)]
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As in Making: the hash of a brief that does not use a later field stays."""
+        return {k: v for k, v in handler(self).items() if v is not None or k != "retakes"}
 
 
 def parse_brief(text: str, *, file: str) -> Brief:

@@ -94,7 +94,9 @@ async def submit(
             plan = plan_campaign(store, parse_brief(brief, file=brief_name), folder=place)
             campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger)
             with store.database.transaction() as session:
-                there = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
+                there = select(func.count(AssetVersion.asset_id.distinct())).join(
+                    Asset, Asset.id == AssetVersion.asset_id
+                )
                 before = session.scalars(there.where(Asset.campaign_id == campaign_id)).one()
             return campaign_id, keys, plan.as_json(), before
 

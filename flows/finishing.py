@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, exists, not_, select
 from sqlalchemy.orm import Session
 
 from asset_store.checks import (
@@ -30,6 +30,7 @@ from asset_store.repositories import libraries
 from asset_store.repositories.jobs import ClaimedJob, MadePicture
 from asset_store.reviewing import decide
 from asset_store.reviewing.decide import CheckResult
+from asset_store.reviewing.retaking import retake_of
 from asset_store.rights import licences
 from asset_store.tables import (
     Asset,
@@ -46,7 +47,7 @@ from flows.calibration import FALLBACK_IDENTITY, Threshold, find_evidence, thres
 from flows.candidates import choose_candidate
 from flows.conditions import reference_ids
 from flows.looking import Finished, look_at
-from flows.recording import record_of
+from flows.recording import record_of, told_of
 from flows.wiring import Store
 from ipadapter_engine.pipeline import Engine
 
@@ -81,6 +82,12 @@ def finish_job(
     return True
 
 
+def waits_for_its_job() -> ColumnElement[bool]:
+    """Whether an asset has no version of its job yet: it is new, or made anew."""
+    made = exists().where(AssetVersion.asset_id == Asset.id, AssetVersion.job_key == Asset.job_key)
+    return not_(made)
+
+
 def attach_waiting(store: Store, keys: Sequence[str], made: Engine) -> Attached:
     """Give assets whose job was done before (by another campaign, or just before a crash) their version, unless a
     reference of the picture may not be used today."""
@@ -88,8 +95,7 @@ def attach_waiting(store: Store, keys: Sequence[str], made: Engine) -> Attached:
         waiting = session.execute(
             select(Job.key, Job.picture_sha256)
             .join(Asset, Asset.job_key == Job.key)
-            .outerjoin(AssetVersion, AssetVersion.asset_id == Asset.id)
-            .where(Job.key.in_(keys), Job.state == JobState.SUCCEEDED, AssetVersion.id.is_(None))
+            .where(Job.key.in_(keys), Job.state == JobState.SUCCEEDED, waits_for_its_job())
             .distinct()
         ).all()
     thresholds = thresholds_for(store, [key for key, _ in waiting], made)
@@ -131,19 +137,25 @@ def attach(session: Session, key: str, done: Finished, made: Engine, thresholds:
     assets = [
         a
         for a in session.scalars(waiting)  # asked under the lock: another may have been first
-        if a.current is None and (not _is_calibrated(a, job) or _character(session, a).id in thresholds)
+        if (a.current is None or a.current.job_key != key)
+        and (not _is_calibrated(a, job) or _character(session, a).id in thresholds)
     ]
     references = _references(session, job.recipe)
     for asset in assets:
+        parent = asset.current
         picture = AssetVersion(
-            id=uuid.uuid4(), asset_id=asset.id, number=1, job_key=key, sha256=done.sha256, pixel_sha256=done.pixels,
+            id=uuid.uuid4(), asset_id=asset.id, number=1 if parent is None else parent.number + 1,
+            parent_id=None if parent is None else parent.id, job_key=key, sha256=done.sha256, pixel_sha256=done.pixels,
             perceptual_hash=done.perceptual, width_px=done.image.width, height_px=done.image.height,
         )  # fmt: skip
         results = _checks(session, asset, job, done, made, thresholds)
         session.add(picture)
         session.flush()
         session.expire(asset, ["versions"])
-        lineage.write(session, picture.id, record_of(asset, job, done, references, made), [r.id for r in references])
+        record = record_of(asset, job, done, references, made)
+        if (retake := retake_of(session, asset.id, key)) is not None:
+            record["retake"] = told_of(retake)
+        lineage.write(session, picture.id, record, [r.id for r in references])
         decide.submit(session, asset.id, by=f"flow:{asset.campaign.name}", blob_known=lambda sha: sha == done.sha256)
         decide.finish_checks(session, asset.id, results)
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from asset_store.tables import Asset, Job, Reference
+from asset_store.tables import Asset, Job, Reference, Retake
 from flows import recipes
 from flows.looking import Finished
 from ipadapter_engine.pipeline import Engine
@@ -55,6 +55,17 @@ def record_of(asset: Asset, job: Job, done: Finished, references: Sequence[Refer
             "job_key": job.key,
             **run,
         },
+    }
+
+
+def told_of(retake: Retake) -> dict[str, Any]:
+    """What a picture that was made anew was changed in, why and by whom."""
+    return {
+        "number": retake.number,
+        "parent": str(retake.parent_id),
+        "changes": retake.changes,
+        "comments": retake.comments,
+        "by": retake.by,
     }
 
 

@@ -8,7 +8,7 @@ from prefect import flow
 from sqlalchemy import select
 
 from asset_store.repositories import jobs as job_table
-from asset_store.tables import Asset, AssetVersion, Job, JobState
+from asset_store.tables import Asset, Job, JobState
 from flows import finishing
 from flows.wiring import engine, open_store
 
@@ -26,8 +26,7 @@ def _sweep() -> dict[str, int]:
             waiting = session.scalars(
                 select(Asset.job_key)
                 .join(Job, Job.key == Asset.job_key)
-                .outerjoin(AssetVersion, AssetVersion.asset_id == Asset.id)
-                .where(Job.state == JobState.SUCCEEDED, AssetVersion.id.is_(None))
+                .where(Job.state == JobState.SUCCEEDED, finishing.waits_for_its_job())
                 .distinct()
                 .limit(1000)
             ).all()

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from asset_store import releasing
 from asset_store.canonical import sha256_of
 from asset_store.lineage import record as lineage
-from asset_store.reviewing import decide
+from asset_store.reviewing import comments, decide
+from asset_store.reviewing.policy import policy_of
 from asset_store.tables import (
     Asset,
     AssetVersion,
@@ -34,6 +35,7 @@ from asset_store.tables import (
     ModelReference,
     Preset,
     Reference,
+    Retake,
     TrainedModel,
     Verdict,
 )
@@ -131,8 +133,20 @@ def what_was_trained(session: Session, reference: Reference) -> TrainedModel:
     return model
 
 
+def what_was_said(session: Session, asset: Asset) -> None:
+    """A comment on the asset, and a retake of it."""
+    assert asset.current is not None
+    comments.comment(session, asset.current.id, REVIEWER, "three ears")
+    job = a_job(session)
+    session.add(
+        Retake(asset_id=asset.id, number=1, parent_id=asset.current.id, job_key=job.key, changes=[], comments=[],
+               by=REQUESTER)
+    )  # fmt: skip
+    session.flush()
+
+
 def a_campaign(
-    session: Session, name: str = "spring", stages: Sequence[str] = ("brand",), brand: str = "bobo", **fields: Any
+    session: Session, name: str = "spring", stages: Sequence[Any] = ("brand",), brand: str = "bobo", **fields: Any
 ) -> Campaign:
     brief = {"name": name, "number": next(_numbers)}
     campaign = Campaign(
@@ -271,8 +285,10 @@ def an_approved_asset(
     session: Session, campaign: Campaign | None = None, references: Sequence[Reference] = ()
 ) -> Asset:
     asset = an_asset_in_review(session, campaign, references)
-    for stage in decide.stages_of(asset):
-        approve(session, asset, f"{REVIEWER} of {stage}")
+    for stage in policy_of(asset.campaign).stages:
+        for number in range(stage.quorum):
+            by = f"{REVIEWER} of {stage.name} {number}"
+            decide.decide(session, asset.id, Verdict.APPROVE, by, "", picture_of(asset), stage=stage.name)
     return asset
 
 

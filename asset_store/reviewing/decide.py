@@ -6,14 +6,16 @@ An asset is locked before the audit chain, and decisions are of one version: a n
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from asset_store import audit
+from asset_store.canonical import sha256_of
 from asset_store.errors import (
     BlobMissing,
     FourEyes,
@@ -24,11 +26,10 @@ from asset_store.errors import (
     TransitionRefused,
 )
 from asset_store.lineage.record import incomplete
+from asset_store.reviewing.policy import CHECKS_STAGE, ReviewPolicy, Stage, choose_stage, policy_of
 from asset_store.reviewing.states import Availability, ReviewEvent, ReviewState, next_state
-from asset_store.tables import Asset, AssetVersion, Check, CheckOutcome, Decision, LineageRecord, Verdict
+from asset_store.tables import Asset, AssetVersion, Check, CheckOutcome, Decision, LineageRecord, Retake, Verdict
 
-DEFAULT_STAGES = ("brand",)
-CHECKS_STAGE = "checks"  # where a waiver stands among the decisions
 SYSTEM = "system"
 NOT_A_PERSON = ("system", "flow:", "key:")  # how names of actors that are no people begin
 
@@ -45,9 +46,13 @@ class CheckResult:
     threshold: float | None = None
 
 
-def stages_of(asset: Asset) -> tuple[str, ...]:
-    """The stages that the asset goes through, in order."""
-    return tuple(asset.campaign.stages) or DEFAULT_STAGES
+def unfilled(stages: Iterable[Stage], decisions: Iterable[Decision]) -> tuple[str, ...]:
+    """Those of the stages that these decisions leave short of approvals, each person counted once a stage."""
+    approvers: dict[str, set[str]] = {}
+    for d in decisions:
+        if d.verdict is Verdict.APPROVE:
+            approvers.setdefault(d.stage, set()).add(name_of(d.by))
+    return tuple(s.name for s in stages if len(approvers.get(s.name, ())) < s.quorum)
 
 
 def standing_decisions(session: Session, version_id: uuid.UUID) -> Sequence[Decision]:
@@ -73,7 +78,7 @@ def submit(session: Session, asset_id: uuid.UUID, by: str, blob_known: Callable[
     record = session.scalar(select(LineageRecord.record).where(LineageRecord.version_id == version.id))
     if missing := ["its whole record"] if record is None else incomplete(record):
         raise LineageIncomplete(f"asset {asset_id}", missing)
-    return _move(session, asset, version, ReviewEvent.SUBMIT, after, by)
+    return move(session, asset, version, ReviewEvent.SUBMIT, after, by)
 
 
 def finish_checks(session: Session, asset_id: uuid.UUID, results: Iterable[CheckResult], by: str = SYSTEM) -> Asset:
@@ -87,19 +92,20 @@ def finish_checks(session: Session, asset_id: uuid.UUID, results: Iterable[Check
     event = ReviewEvent.CHECKS_PASSED if passed else ReviewEvent.CHECKS_FAILED
     after = next_state(asset.review, event)
     session.add_all(Check(version_id=version.id, **asdict(result)) for result in results)
-    asset.stage = 0
-    return _move(session, asset, version, event, after, by, {result.name: result.outcome.value for result in results})
+    if passed:
+        _enter(asset, 0)
+    return move(session, asset, version, event, after, by, {result.name: result.outcome.value for result in results})
 
 
 def waive(session: Session, asset_id: uuid.UUID, by: str, reason: str) -> Asset:
     """check failed -> in review, by a person with a reason, which stands among the decisions."""
     asset, version = lock_asset(session, asset_id)
     after = next_state(asset.review, ReviewEvent.WAIVE)
-    _need_person(by, "waive a check")
-    _need_reason(reason, "waive a check")
-    _say(session, version, CHECKS_STAGE, Verdict.WAIVE, by, reason)
-    asset.stage = 0
-    return _move(session, asset, version, ReviewEvent.WAIVE, after, by, {"reason": reason})
+    need_person(by, "waive a check")
+    need_reason(reason, "waive a check")
+    _say(session, asset, version, CHECKS_STAGE, Verdict.WAIVE, by, reason)
+    _enter(asset, 0)
+    return move(session, asset, version, ReviewEvent.WAIVE, after, by, {"reason": reason})
 
 
 def decide(
@@ -110,12 +116,14 @@ def decide(
     reason: str,
     seen_sha256: str,
     expected_row_version: int | None = None,
+    stage: str | None = None,
 ) -> Asset:
-    """What `by` says of the picture they saw, at the stage the asset is in.
+    """What `by` says of the picture they saw, at a stage that the asset waits at.
 
-    One approver fills a stage. An approval leads to the next stage or, at the last, to approved; anything else is
-    stricter than any approval and takes effect at once. StaleVersion where another picture or, if given, another row
-    version is current; TransitionRefused where it is not in review; FourEyes; ReasonMissing.
+    A stage is filled by as many people as its quorum asks for; the round ends when all its stages are filled. Anything
+    but an approval is stricter than any approval and takes effect at once, and a rejection is stricter than a request
+    for changes: it may still follow one. StaleVersion where another picture or, if given, another row version is
+    current; TransitionRefused where it is not in review; StageRefused; FourEyes; ReasonMissing.
     """
     asset, version = lock_asset(session, asset_id)
     if verdict not in VERDICTS:
@@ -124,20 +132,33 @@ def decide(
         raise StaleVersion("picture", seen_sha256, version.sha256)
     if expected_row_version is not None and expected_row_version != asset.row_version:
         raise StaleVersion("row version", str(expected_row_version), str(asset.row_version))
-    stages = stages_of(asset)
     event = VERDICTS[verdict]
-    if event is ReviewEvent.APPROVE and asset.stage < len(stages) - 1:
-        event = ReviewEvent.ADVANCE
-    after = next_state(asset.review, event)
+    next_state(asset.review, event)
+    policy = policy_of(asset.campaign)
+    at = choose_stage(asset.waits_at, stage)
     if verdict is Verdict.APPROVE:
         _need_four_eyes(session, asset, version, by)
     else:
-        _need_reason(reason, verdict.value)
-    stage = stages[min(asset.stage, len(stages) - 1)]
-    _say(session, version, stage, verdict, by, reason)
-    if event is ReviewEvent.ADVANCE:
-        asset.stage += 1
-    return _move(session, asset, version, event, after, by, {"stage": stage, "verdict": verdict, "reason": reason})
+        need_reason(reason, verdict.value)
+    _say(session, asset, version, at, verdict, by, reason)
+    if verdict is Verdict.APPROVE:
+        event = _approved(session, asset, version, policy)
+    after = next_state(asset.review, event)
+    return move(session, asset, version, event, after, by, {"stage": at, "verdict": verdict, "reason": reason})
+
+
+def _approved(session: Session, asset: Asset, version: AssetVersion, policy: ReviewPolicy) -> ReviewEvent:
+    """What one more approval does to the round that the asset is in."""
+    session.flush()
+    stages = policy.round_at(asset.stage)
+    if waits_at := unfilled(stages, standing_decisions(session, version.id)):
+        _wait(asset, stages, waits_at)
+        return ReviewEvent.ENDORSE
+    if asset.stage < len(policy.rounds) - 1:
+        _enter(asset, asset.stage + 1)
+        return ReviewEvent.ADVANCE
+    _wait(asset, stages, ())
+    return ReviewEvent.APPROVE
 
 
 def reopen(session: Session, asset_id: uuid.UUID, by: str, reason: str) -> Asset:
@@ -146,12 +167,12 @@ def reopen(session: Session, asset_id: uuid.UUID, by: str, reason: str) -> Asset
     after = next_state(asset.review, ReviewEvent.REOPEN)
     if asset.availability is not Availability.UNRELEASED:
         raise TransitionRefused(asset.availability, ReviewEvent.REOPEN)
-    _need_person(by, "reopen an asset")
-    _need_reason(reason, "reopen an asset")
-    stages = stages_of(asset)
-    _say(session, version, stages[min(asset.stage, len(stages) - 1)], Verdict.REOPEN, by, reason)
-    asset.stage = 0
-    return _move(session, asset, version, ReviewEvent.REOPEN, after, by, {"reason": reason})
+    need_person(by, "reopen an asset")
+    need_reason(reason, "reopen an asset")
+    last = policy_of(asset.campaign).round_at(asset.stage)[-1].name
+    _say(session, asset, version, last, Verdict.REOPEN, by, reason)
+    _enter(asset, 0)
+    return move(session, asset, version, ReviewEvent.REOPEN, after, by, {"reason": reason})
 
 
 VERDICTS = {
@@ -174,7 +195,21 @@ def lock_asset(session: Session, asset_id: uuid.UUID) -> tuple[Asset, AssetVersi
     return asset, asset.current
 
 
-def _move(
+def _enter(asset: Asset, index: int) -> None:
+    """Begin a round of stages: their time runs from now."""
+    asset.stage, asset.round_at = index, datetime.now(UTC)
+    stages = policy_of(asset.campaign).round_at(index)
+    _wait(asset, stages, [s.name for s in stages])
+
+
+def _wait(asset: Asset, stages: Iterable[Stage], waits_at: Collection[str]) -> None:
+    """Wait at these of the stages, until the first time by which one of them is to decide."""
+    due = [s.due_hours for s in stages if s.name in waits_at and s.due_hours is not None]
+    asset.waits_at = list(waits_at)
+    asset.due_at = asset.round_at + timedelta(hours=min(due)) if due and asset.round_at is not None else None
+
+
+def move(
     session: Session,
     asset: Asset,
     version: AssetVersion,
@@ -184,6 +219,10 @@ def _move(
     detail: dict[str, Any] | None = None,
 ) -> Asset:
     before, asset.review = asset.review, after
+    if after is not ReviewState.IN_REVIEW:
+        asset.due_at = None
+        if after is not ReviewState.CHANGES_REQUESTED:  # there a stricter word may still be said
+            asset.waits_at = []
     session.flush()
     session.expire(version, ["checks", "decisions"])
     facts = {"from": before.value, "to": after.value, "version": version.number, "sha256": version.sha256}
@@ -191,30 +230,41 @@ def _move(
     return asset
 
 
-def _say(session: Session, version: AssetVersion, stage: str, verdict: Verdict, by: str, reason: str) -> None:
+def _say(
+    session: Session, asset: Asset, version: AssetVersion, stage: str, verdict: Verdict, by: str, reason: str
+) -> None:
+    """A decision, bound to the bytes that were seen, to what the checks had found and to the policy's version."""
+    found = [[c.name, c.outcome.value, c.value, c.threshold, c.policy_version] for c in version.checks]
     session.add(
-        Decision(version_id=version.id, stage=stage, verdict=verdict, by=by, reason=reason, seen_sha256=version.sha256)
-    )
+        Decision(
+            version_id=version.id, stage=stage, verdict=verdict, by=by, reason=reason, seen_sha256=version.sha256,
+            checks_sha256=sha256_of(found), policy_sha256=policy_of(asset.campaign).sha256,
+        )
+    )  # fmt: skip
 
 
-def _need_reason(reason: str, action: str) -> None:
+def need_reason(reason: str, action: str) -> None:
     if not reason.strip():
         raise ReasonMissing(action)
 
 
-def _need_person(by: str, action: str) -> None:
-    if not by.strip() or _name(by).startswith(NOT_A_PERSON):
+def need_person(by: str, action: str) -> None:
+    if not by.strip() or name_of(by).startswith(NOT_A_PERSON):
         raise FourEyes(by or "nobody", f"only a person may {action}")
 
 
 def _need_four_eyes(session: Session, asset: Asset, version: AssetVersion, by: str) -> None:
-    _need_person(by, "approve")
-    if _name(by) == _name(asset.campaign.requested_by):
+    need_person(by, "approve")
+    if name_of(by) == name_of(asset.campaign.requested_by):
         raise FourEyes(by, "they asked for it")
+    retaken = select(Retake.by).where(Retake.asset_id == asset.id)
+    if name_of(by) in {name_of(who) for who in session.scalars(retaken)}:
+        raise FourEyes(by, "they had it made anew")
     for decision in standing_decisions(session, version.id):
-        if decision.verdict is Verdict.APPROVE and _name(decision.by) == _name(by):
+        if decision.verdict is Verdict.APPROVE and name_of(decision.by) == name_of(by):
             raise FourEyes(by, f"they approved it at the stage {decision.stage}")
 
 
-def _name(person: str) -> str:
+def name_of(person: str) -> str:
+    """What makes two names the same person."""
     return person.strip().casefold()

@@ -7,13 +7,13 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, case, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, any_, case, func, literal, select, tuple_
 from sqlalchemy.orm import Session, selectinload
 
 from asset_store.errors import Ambiguous, NotFound
-from asset_store.reviewing.decide import DEFAULT_STAGES
+from asset_store.reviewing.decide import name_of
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, Brand, Campaign, Check, CheckOutcome
+from asset_store.tables import Asset, AssetVersion, Assignment, Brand, Campaign, Check, CheckOutcome
 
 SHORTEST_PREFIX = 4
 CANDIDATES_SHOWN = 10
@@ -35,8 +35,9 @@ def in_review(
     stage: str | None = None,
     after: str | None = None,
     limit: int = 50,
+    person: str | None = None,
 ) -> Page:
-    """Assets in review, by brand name, campaign name or id, and stage.
+    """Assets in review, by brand name, campaign name or id, stage, and the person who is asked to decide.
 
     Ordered by the worst check of the current version (failed, not run, warned, passed), then the longest waiting.
     """
@@ -57,8 +58,12 @@ def in_review(
         id_ = _uuid(campaign)
         question = question.where(Campaign.name == campaign if id_ is None else Campaign.id == id_)
     if stage is not None:
-        named = func.jsonb_array_element_text(Campaign.stages, Asset.stage)
-        question = question.where(func.coalesce(named, DEFAULT_STAGES[0]) == stage)
+        question = question.where(Asset.waits_at.contains([stage]))
+    if person is not None:
+        asked = select(Assignment.asset_id).where(
+            func.lower(Assignment.person) == name_of(person), Assignment.stage == any_(Asset.waits_at)
+        )
+        question = question.where(Asset.id.in_(asked))
     if after is not None:
         question = question.where(order > tuple_(*map(literal, _read(after))))
     rows = session.execute(question).all()

@@ -28,8 +28,9 @@ class ReviewEvent(enum.StrEnum):
     CHECKS_PASSED = "checks passed"
     CHECKS_FAILED = "checks failed"
     WAIVE = "waive"
-    ADVANCE = "advance"  # approved at a stage that is not the last
-    APPROVE = "approve"  # approved at the last stage
+    ENDORSE = "endorse"  # approved where more approvals of the same round are needed
+    ADVANCE = "advance"  # the last approval of a round that is not the last
+    APPROVE = "approve"  # the last approval of the last round
     REQUEST_CHANGES = "request changes"
     REJECT = "reject"
     RETAKE = "retake"
@@ -61,11 +62,13 @@ REVIEW_TRANSITIONS: Mapping[tuple[ReviewState, ReviewEvent], ReviewState] = Mapp
         (ReviewState.CHECKING, ReviewEvent.CHECKS_FAILED): ReviewState.CHECK_FAILED,
         (ReviewState.CHECK_FAILED, ReviewEvent.WAIVE): ReviewState.IN_REVIEW,
         (ReviewState.CHECK_FAILED, ReviewEvent.RETAKE): ReviewState.DRAFT,
+        (ReviewState.IN_REVIEW, ReviewEvent.ENDORSE): ReviewState.IN_REVIEW,
         (ReviewState.IN_REVIEW, ReviewEvent.ADVANCE): ReviewState.IN_REVIEW,
         (ReviewState.IN_REVIEW, ReviewEvent.APPROVE): ReviewState.APPROVED,
         (ReviewState.IN_REVIEW, ReviewEvent.REQUEST_CHANGES): ReviewState.CHANGES_REQUESTED,
         (ReviewState.IN_REVIEW, ReviewEvent.REJECT): ReviewState.REJECTED,
         (ReviewState.CHANGES_REQUESTED, ReviewEvent.RETAKE): ReviewState.DRAFT,
+        (ReviewState.CHANGES_REQUESTED, ReviewEvent.REJECT): ReviewState.REJECTED,
         (ReviewState.CHANGES_REQUESTED, ReviewEvent.REOPEN): ReviewState.IN_REVIEW,
         (ReviewState.REJECTED, ReviewEvent.REOPEN): ReviewState.IN_REVIEW,
         (ReviewState.APPROVED, ReviewEvent.REOPEN): ReviewState.IN_REVIEW,

@@ -1,6 +1,6 @@
 """The database's tables, one module a concern."""
 
-from asset_store.tables import assets, models
+from asset_store.tables import assets, models, reviewing
 from asset_store.tables.assets import (
     Asset,
     AssetVersion,
@@ -32,14 +32,16 @@ from asset_store.tables.models import (
     Preset,
     TrainedModel,
 )
+from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
 from asset_store.tables.work import Campaign, Job, JobState
 
-APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY
+APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY + reviewing.APPEND_ONLY
 
 __all__ = [
     "APPEND_ONLY",
     "Asset",
     "AssetVersion",
+    "Assignment",
     "AuditRow",
     "Base",
     "Brand",
@@ -47,6 +49,7 @@ __all__ = [
     "Character",
     "Check",
     "CheckOutcome",
+    "Comment",
     "Decision",
     "Delivery",
     "Descent",
@@ -61,9 +64,12 @@ __all__ = [
     "ModelKind",
     "ModelReference",
     "Preset",
+    "Proposal",
+    "ProposalState",
     "Quarantined",
     "Reference",
     "ReferenceState",
+    "Retake",
     "TrainedModel",
     "Verdict",
 ]

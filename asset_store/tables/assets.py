@@ -7,7 +7,8 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Text, UniqueConstraint
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from asset_store.reviewing.states import Availability, ReviewState
@@ -34,14 +35,22 @@ class Asset(Base):
     """A picture that a campaign asked for: a stack of versions, its place in review, its availability."""
 
     __tablename__ = "assets"
-    __table_args__ = (UniqueConstraint("campaign_id", "shot", "variant"),)
+    __table_args__ = (
+        UniqueConstraint("campaign_id", "shot", "variant"),
+        Index("ix_assets_waits_at", "waits_at", postgresql_using="gin"),
+    )
     id: Mapped[Id]
     campaign_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("campaigns.id"))
     shot: Mapped[str]
     variant: Mapped[int]
     job_key: Mapped[Sha256] = mapped_column(ForeignKey("jobs.key"), index=True)
     review: Mapped[ReviewState] = mapped_column(text_enum(ReviewState), default=ReviewState.DRAFT)
-    stage: Mapped[int] = mapped_column(default=0)  # index into the campaign's stages
+    stage: Mapped[int] = mapped_column(default=0)  # index of the round of stages that it is in
+    waits_at: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), default=list, server_default="{}"
+    )  # stages of it that lack an approval
+    round_at: Mapped[datetime | None]  # when it came to that round
+    due_at: Mapped[datetime | None]  # the first time by which one of them is to decide
     availability: Mapped[Availability] = mapped_column(text_enum(Availability), default=Availability.UNRELEASED)
     row_version: Mapped[int] = mapped_column(default=1)
     made_at: Mapped[Made]
@@ -123,6 +132,8 @@ class Decision(Base):
     by: Mapped[str]
     reason: Mapped[str]
     seen_sha256: Mapped[Sha256]
+    checks_sha256: Mapped[str | None]  # of what the checks had found; null in rows of before
+    policy_sha256: Mapped[str | None]  # of the stages that it was made under; null in rows of before
     made_at: Mapped[Made]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from asset_store.reviewing.comments import Remark
 from asset_store.tables import Asset, CheckOutcome, Verdict
 from studio.cli.app import By, Json, app
 from studio.cli.console import Exit, emit, out, plain, speaking, table
@@ -16,6 +17,7 @@ app.add_typer(review_app, name="review")
 AssetIds = Annotated[list[str], typer.Argument(help="Assets, by the start of their ids.")]
 Reason = Annotated[str, typer.Option("--reason", "-m", help="Why; required unless approving.")]
 Stage = Annotated[str | None, typer.Option(help="Only assets at this stage.")]
+AtStage = Annotated[str | None, typer.Option("--stage", help="At which stage, where the asset waits at several.")]
 
 MARKS = {CheckOutcome.PASS: "[green]pass[/]", CheckOutcome.WARN: "[yellow]warn[/]",
          CheckOutcome.FAIL: "[red]fail[/]", CheckOutcome.NOT_RUN: "[red]not run[/]"}  # fmt: skip
@@ -25,19 +27,19 @@ MARKS = {CheckOutcome.PASS: "[green]pass[/]", CheckOutcome.WARN: "[yellow]warn[/
 def list_(
     campaign: Annotated[str | None, typer.Option(help="Only this campaign.")] = None,
     stage: Stage = None,
+    person: Annotated[str | None, typer.Option(help="Only what this person is asked to decide.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     after: Annotated[str | None, typer.Option(help="The mark that the last page ended with.")] = None,
     json: Json = False,
 ) -> None:
     """What waits for a decision, the doubtful first."""
     with speaking():
-        from asset_store.reviewing.decide import stages_of
         from asset_store.reviewing.queue import in_review
         from flows.wiring import open_store
 
         with open_store() as store, store.database.transaction() as session:
-            page = in_review(session, campaign=campaign, stage=stage, after=after, limit=limit)
-            rows = [_summary(a, stages_of(a)) for a in page.assets]
+            page = in_review(session, campaign=campaign, stage=stage, after=after, limit=limit, person=person)
+            rows = [_summary(a) for a in page.assets]
         if json:
             emit({"assets": rows, "next_after": page.next_after})
             return
@@ -47,21 +49,22 @@ def list_(
         shown = table("", "Asset", "Campaign", "Shot", "Stage", "Checks")
         for row in rows:
             bad = [f"{c['name']}: {c['outcome']}" for c in row["checks"] if c["outcome"] != CheckOutcome.PASS]
-            shown.add_row(row["id"][:8], plain(row["campaign"]), plain(f"{row['shot']} #{row['variant']}"), plain(row["stage"]),
+            shown.add_row(row["id"][:8], plain(row["campaign"]), plain(f"{row['shot']} #{row['variant']}"), plain(", ".join(row["waits_at"])),
                           plain(", ".join(bad)) or f"{len(row['checks'])} passed")  # fmt: skip
         out.print(shown)
         if page.next_after:
             out.print(f"[dim]More: --after {page.next_after}[/]")
 
 
-def _summary(asset: Asset, stages: tuple[str, ...]) -> dict[str, Any]:
+def _summary(asset: Asset) -> dict[str, Any]:
     version = asset.current
     return {
         "id": str(asset.id),
         "campaign": asset.campaign.name,
         "shot": asset.shot,
         "variant": asset.variant + 1,
-        "stage": stages[min(asset.stage, len(stages) - 1)],
+        "waits_at": asset.waits_at,
+        "due_at": asset.due_at.isoformat() if asset.due_at else None,
         "review": asset.review.value,
         "availability": asset.availability.value,
         "sha256": version.sha256 if version else None,
@@ -89,14 +92,17 @@ def show(
         from pathlib import Path
 
         from asset_store.lineage.tree import tree_of
-        from asset_store.reviewing.decide import stages_of
+        from asset_store.reviewing.assigning import assignments_of
+        from asset_store.reviewing.comments import remarks_of
         from asset_store.reviewing.queue import find_asset
         from flows.wiring import open_store
 
         with open_store() as store, store.database.transaction() as session:
             asset = find_asset(session, asset_id)
             tree = tree_of(session, asset).as_json()
-            summary = _summary(asset, stages_of(asset))
+            asked = [f"{a.person} at {a.stage}" for a in assignments_of(session, asset.id)]
+            remarks = remarks_of(session, asset.id)
+            summary = {**_summary(asset), "asked": asked, "comments": [_remark(r) for r in remarks]}
             if save and summary["sha256"]:
                 Path(save).write_bytes(store.blobs.get(summary["sha256"]))
         if json:
@@ -105,9 +111,7 @@ def show(
         out.print(
             f"[bold]{plain(summary['campaign'])} / {plain(summary['shot'])} #{summary['variant']}[/]  {summary['id']}"
         )
-        out.print(
-            f"review: {plain(summary['review'])} (stage {plain(summary['stage'])}), {plain(summary['availability'])}"
-        )
+        out.print(f"review: {plain(summary['review'])}{_waiting(summary)}, {plain(summary['availability'])}")
         checks = table("Checks", "Check", "Outcome", "Value", "Threshold", "Finding")
         for c in summary["checks"]:
             checks.add_row(
@@ -124,15 +128,39 @@ def show(
             for d in decisions:
                 said.add_row(plain(d["stage"]), plain(d["verdict"]), plain(d["by"]), plain(d["reason"]), plain(d["at"]))
             out.print(said)
+        if remarks:
+            words = table("Comments", "Version", "By", "Place", "Says", "At")
+            for r in summary["comments"]:
+                place = r["region"]["kind"] if r["region"] else ""
+                words.add_row(str(r["version"]), plain(r["by"]), place, plain(r["text"]), r["at"])
+            out.print(words)
+        if asked:
+            out.print(f"Asked to decide: {plain(', '.join(asked))}")
         if save:
             out.print(f"Picture written to {plain(save)}")
+
+
+def _remark(remark: Remark) -> dict[str, Any]:
+    return {
+        "id": str(remark.id),
+        "version": remark.version,
+        "by": remark.by,
+        "text": remark.text,
+        "region": remark.region,
+        "at": remark.made_at.isoformat(),
+    }
+
+
+def _waiting(summary: dict[str, Any]) -> str:
+    at = f" (waits at {plain(' and '.join(summary['waits_at']))})" if summary["waits_at"] else ""
+    return at + (f", due {summary['due_at']}" if summary["due_at"] else "")
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _decide(assets: list[str], verdict: Verdict, by: str | None, reason: str, json: bool) -> None:
+def _decide(assets: list[str], verdict: Verdict, by: str | None, reason: str, json: bool, stage: str | None) -> None:
     """Each asset stands alone: one that is refused does not hold up the others."""
     with speaking():
         from asset_store.errors import NotFound, StoreError
@@ -152,7 +180,7 @@ def _decide(assets: list[str], verdict: Verdict, by: str | None, reason: str, js
                                 "picture of asset", asset_id, "Run its campaign: the picture is not made yet."
                             )
                         seen = asset.current.sha256
-                        decided = decide(session, asset.id, verdict, by or os_user(), reason, seen)
+                        decided = decide(session, asset.id, verdict, by or os_user(), reason, seen, stage=stage)
                     results.append({"asset": str(decided.id), "review": decided.review.value, "sha256": seen})
                 except StoreError as error:
                     if len(assets) == 1:
@@ -174,21 +202,21 @@ def _decide(assets: list[str], verdict: Verdict, by: str | None, reason: str, js
 
 
 @review_app.command()
-def approve(assets: AssetIds, by: By = None, reason: Reason = "", json: Json = False) -> None:
+def approve(assets: AssetIds, by: By = None, reason: Reason = "", stage: AtStage = None, json: Json = False) -> None:
     """Approve assets at the stage they are in. Who asked for them may not."""
-    _decide(assets, Verdict.APPROVE, by, reason, json)
+    _decide(assets, Verdict.APPROVE, by, reason, json, stage)
 
 
 @review_app.command()
-def reject(assets: AssetIds, reason: Reason, by: By = None, json: Json = False) -> None:
+def reject(assets: AssetIds, reason: Reason, by: By = None, stage: AtStage = None, json: Json = False) -> None:
     """Reject assets, with a reason."""
-    _decide(assets, Verdict.REJECT, by, reason, json)
+    _decide(assets, Verdict.REJECT, by, reason, json, stage)
 
 
 @review_app.command("request-changes")
-def request_changes(assets: AssetIds, reason: Reason, by: By = None, json: Json = False) -> None:
+def request_changes(assets: AssetIds, reason: Reason, by: By = None, stage: AtStage = None, json: Json = False) -> None:
     """Send assets back, with what to change."""
-    _decide(assets, Verdict.REQUEST_CHANGES, by, reason, json)
+    _decide(assets, Verdict.REQUEST_CHANGES, by, reason, json, stage)
 
 
 @review_app.command()

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from asset_store import audit
 from asset_store.lineage import record as lineage
 from asset_store.tables import APPEND_ONLY, Base
-from tests.stories import a_reference, a_released_asset, an_asset, what_was_trained
+from tests.stories import a_reference, a_released_asset, an_asset, what_was_said, what_was_trained
 
 
 def set_of_first_column(table: str) -> str:
@@ -23,7 +23,7 @@ def set_of_first_column(table: str) -> str:
 @pytest.mark.parametrize("change", ["update", "delete", "truncate", "replica"])
 def test_rows_are_never_changed_or_removed(session: Session, table: str, change: str) -> None:
     reference = a_reference(session)
-    a_released_asset(session, [reference])
+    what_was_said(session, a_released_asset(session, [reference]))
     what_was_trained(session, reference)
     assert session.scalar(text(f"SELECT count(*) FROM {table}"))
     statement = {

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from studio.cli import asking, evaluating, reviewing, training, tuning  # noqa: F401  (they register their commands)
+from studio.cli import asking, discussing, evaluating, reviewing, rights, training, tuning  # noqa: F401  (they register their commands)
 from studio.cli.app import app
 from tests.studio_home import ROOT, SMALL_BRIEF, Home
 
 COMMANDS = (
     "ingest", "campaign run", "worker", "review list", "review show", "review approve", "review reject",
-    "review request-changes", "review waive", "review reopen", "release", "lineage", "audit verify", "recall",
+    "review request-changes", "review waive", "review reopen", "review comment", "review assign", "review retake",
+    "suspend", "reinstate", "withdraw", "release", "lineage", "audit verify", "recall",
     "references", "calibrate", "tune", "evaluate", "train adapter", "train character", "train list", "gc", "doctor",
 )  # fmt: skip
 

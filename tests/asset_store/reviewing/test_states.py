@@ -15,11 +15,13 @@ checking          checks passed    in review
 checking          checks failed    check failed
 check failed      waive            in review
 check failed      retake           draft
+in review         endorse          in review
 in review         advance          in review
 in review         approve          approved
 in review         request changes  changes requested
 in review         reject           rejected
 changes requested retake           draft
+changes requested reject           rejected
 changes requested reopen           in review
 rejected          reopen           in review
 approved          reopen           in review
