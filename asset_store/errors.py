@@ -28,6 +28,9 @@
     │   ├── ReasonMissing
     │   ├── RemarkRefused
     │   ├── RetakeRefused
+    │   ├── AccountRefused
+    │   ├── NotSignedIn
+    │   ├── Forbidden               by, action
     │   ├── LineageIncomplete       missing
     │   ├── RightsRefused           problems
     │   ├── ReleaseRefused
@@ -314,6 +317,23 @@ class RemarkRefused(StoreError):
 
 class RetakeRefused(StoreError):
     """An asset that is not made anew: nothing changes, or it was made anew as often as its campaign allows."""
+
+
+class AccountRefused(StoreError):
+    """A person, role or key that cannot be as it was asked for."""
+
+
+class NotSignedIn(StoreError):
+    """Nobody is known by this link, session or key, or nobody any more."""
+
+
+class Forbidden(StoreError):
+    """Somebody who is known, and may not do this here."""
+
+    def __init__(self, by: str, action: str) -> None:
+        self.by = by
+        self.action = action
+        super().__init__(f"{by} may not {action} here", "Ask an admin for the role that it takes.")
 
 
 class LineageIncomplete(StoreError):

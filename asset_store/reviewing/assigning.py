@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import FourEyes, NotFound
-from asset_store.reviewing.decide import lock_asset, name_of, need_person
+from asset_store.reviewing.decide import lock_asset, name_of, need_person, person_behind
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, Assignment
@@ -22,7 +22,7 @@ def assign(session: Session, asset_id: uuid.UUID, stage: str, person: str, by: s
     asset, _ = lock_asset(session, asset_id)
     _need_stage(asset, stage)
     need_person(person, "be asked to decide")
-    if name_of(person) == name_of(asset.campaign.requested_by):
+    if name_of(person) == person_behind(asset.campaign.requested_by):
         raise FourEyes(person, "they asked for it")
     there = _find(session, asset_id, stage, person)
     if there is not None:

@@ -255,14 +255,20 @@ def need_person(by: str, action: str) -> None:
 
 def _need_four_eyes(session: Session, asset: Asset, version: AssetVersion, by: str) -> None:
     need_person(by, "approve")
-    if name_of(by) == name_of(asset.campaign.requested_by):
+    if name_of(by) == person_behind(asset.campaign.requested_by):
         raise FourEyes(by, "they asked for it")
     retaken = select(Retake.by).where(Retake.asset_id == asset.id)
-    if name_of(by) in {name_of(who) for who in session.scalars(retaken)}:
+    if name_of(by) in {person_behind(who) for who in session.scalars(retaken)}:
         raise FourEyes(by, "they had it made anew")
     for decision in standing_decisions(session, version.id):
         if decision.verdict is Verdict.APPROVE and name_of(decision.by) == name_of(by):
             raise FourEyes(by, f"they approved it at the stage {decision.stage}")
+
+
+def person_behind(actor: str) -> str:
+    """The person who answers for an actor: a key's owner ("key:calendar of pat"), else the actor themselves."""
+    name = name_of(actor)
+    return name.rpartition(" of ")[2] if name.startswith("key:") else name
 
 
 def name_of(person: str) -> str:

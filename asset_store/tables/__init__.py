@@ -32,6 +32,7 @@ from asset_store.tables.models import (
     Preset,
     TrainedModel,
 )
+from asset_store.tables.people import Answered, ApiKey, BrowserSession, Grant, Person, Role, SignInLink
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
 from asset_store.tables.work import Campaign, Job, JobState
 
@@ -39,12 +40,15 @@ APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY + reviewing.APPEND_ONLY
 
 __all__ = [
     "APPEND_ONLY",
+    "Answered",
+    "ApiKey",
     "Asset",
     "AssetVersion",
     "Assignment",
     "AuditRow",
     "Base",
     "Brand",
+    "BrowserSession",
     "Campaign",
     "Character",
     "Check",
@@ -56,6 +60,7 @@ __all__ = [
     "Embedding",
     "Encoder",
     "Evaluation",
+    "Grant",
     "IdentityThreshold",
     "Job",
     "JobState",
@@ -63,6 +68,7 @@ __all__ = [
     "LineageRecord",
     "ModelKind",
     "ModelReference",
+    "Person",
     "Preset",
     "Proposal",
     "ProposalState",
@@ -70,6 +76,8 @@ __all__ = [
     "Reference",
     "ReferenceState",
     "Retake",
+    "Role",
+    "SignInLink",
     "TrainedModel",
     "Verdict",
 ]
