@@ -28,6 +28,7 @@
     │   ├── ReasonMissing
     │   ├── RemarkRefused
     │   ├── RetakeRefused
+    │   ├── KeyReused               key
     │   ├── AccountRefused
     │   ├── NotSignedIn
     │   ├── Forbidden               by, action
@@ -317,6 +318,16 @@ class RemarkRefused(StoreError):
 
 class RetakeRefused(StoreError):
     """An asset that is not made anew: nothing changes, or it was made anew as often as its campaign allows."""
+
+
+class KeyReused(StoreError):
+    """An Idempotency-Key that came with another request before."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(
+            f"the idempotency key {key[:80]} came with another request", "Make a new key for each request."
+        )
 
 
 class AccountRefused(StoreError):

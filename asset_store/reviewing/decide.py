@@ -130,8 +130,8 @@ def decide(
         raise TransitionRefused(asset.review, verdict)
     if seen_sha256 != version.sha256:
         raise StaleVersion("picture", seen_sha256, version.sha256)
-    if expected_row_version is not None and expected_row_version != asset.row_version:
-        raise StaleVersion("row version", str(expected_row_version), str(asset.row_version))
+    if expected_row_version is not None:
+        need_row_version(asset, expected_row_version)
     event = VERDICTS[verdict]
     next_state(asset.review, event)
     policy = policy_of(asset.campaign)
@@ -241,6 +241,12 @@ def _say(
             checks_sha256=sha256_of(found), policy_sha256=policy_of(asset.campaign).sha256,
         )
     )  # fmt: skip
+
+
+def need_row_version(asset: Asset, seen: int) -> None:
+    """StaleVersion where the asset was changed since it was seen so."""
+    if seen != asset.row_version:
+        raise StaleVersion("row version", str(seen), str(asset.row_version))
 
 
 def need_reason(reason: str, action: str) -> None:

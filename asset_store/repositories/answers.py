@@ -1,0 +1,43 @@
+"""What requests with an Idempotency-Key were answered, so that one that is sent again does nothing again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from asset_store.errors import KeyReused
+from asset_store.tables import Answered
+
+LONGEST_KEY = 200
+
+
+def once(
+    session: Session, actor: str, key: str, request_sha256: str, act: Callable[[], tuple[int, dict[str, Any]]]
+) -> tuple[int, dict[str, Any], bool]:
+    """Status and body of the one time that `act` ran for this actor and key, and whether that was before.
+
+    The answer is written in the caller's transaction with what was done. The same key at once waits for the first.
+    KeyReused where it came with another request.
+    """
+    spent = hashlib.sha256(f"{actor}\0{key}".encode()).digest()[:8]
+    session.execute(select(func.pg_advisory_xact_lock(int.from_bytes(spent, "big", signed=True))))
+    there = session.get(Answered, (actor, key))
+    if there is not None:
+        if there.request_sha256 != request_sha256:
+            raise KeyReused(key)
+        return there.status, there.body, True
+    status, body = act()
+    session.add(Answered(actor=actor, key=key, request_sha256=request_sha256, status=status, body=body))
+    session.flush()
+    return status, body, False
+
+
+def forget(session: Session, before: datetime) -> int:
+    """Delete answers from before then; how many."""
+    gone = delete(Answered).where(Answered.made_at < before).returning(Answered.key)
+    return len(session.scalars(gone.execution_options(synchronize_session=False)).all())

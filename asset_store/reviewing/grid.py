@@ -1,0 +1,128 @@
+"""Finding assets among many: filters that stand in an address, a page at a time, newest first."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, any_, exists, func, literal, or_, select, tuple_
+from sqlalchemy.orm import Session, selectinload
+
+from asset_store.errors import NotFound
+from asset_store.reviewing.decide import name_of
+from asset_store.reviewing.states import Availability, ReviewState
+from asset_store.tables import Asset, AssetVersion, Assignment, Brand, Campaign, Check, CheckOutcome, Job
+
+LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a grid shows. within: ids of the brands that may be seen, None for all; text: in shot, campaign or prompt;
+    check: the name of a check that ended as `outcome`; person: who is asked to decide."""
+
+    within: Collection[uuid.UUID] | None = None
+    brand: str | None = None
+    campaign: str | None = None
+    review: ReviewState | None = None
+    availability: Availability | None = None
+    stage: str | None = None
+    person: str | None = None
+    check: str | None = None
+    outcome: CheckOutcome | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GridPage:
+    """Assets; give `next_after` as `after` for those that follow, None at the end."""
+
+    assets: tuple[Asset, ...]
+    next_after: str | None
+
+
+def page(session: Session, filters: Filters, after: str | None = None, limit: int = 50) -> GridPage:
+    """The newest assets that pass all filters. NotFound for an `after` that was never given."""
+    question = (
+        select(Asset)
+        .join(Campaign, Campaign.id == Asset.campaign_id)
+        .join(Brand, Brand.id == Campaign.brand_id)
+        .where(*_conditions(filters))
+        .options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
+        .order_by(Asset.made_at.desc(), Asset.id.desc())
+        .limit(limit + 1)
+    )
+    if after is not None:
+        question = question.where(tuple_(Asset.made_at, Asset.id) < tuple_(*map(literal, _read(after))))
+    found = session.scalars(question).all()
+    shown = found[:limit]
+    more = len(found) > limit
+    return GridPage(tuple(shown), f"{shown[-1].made_at.isoformat()}|{shown[-1].id}" if more else None)
+
+
+def counts(session: Session, filters: Filters) -> dict[str, int]:
+    """How many assets pass the filters in each review state, the state's own filter left aside."""
+    question = (
+        select(Asset.review, func.count())
+        .join(Campaign, Campaign.id == Asset.campaign_id)
+        .join(Brand, Brand.id == Campaign.brand_id)
+        .where(*_conditions(replace(filters, review=None)))
+        .group_by(Asset.review)
+    )
+    return {row[0].value: row[1] for row in session.execute(question)}
+
+
+def _conditions(f: Filters) -> Iterable[ColumnElement[bool]]:
+    if f.within is not None:
+        yield Campaign.brand_id.in_(f.within)
+    if f.brand is not None:
+        yield Brand.name == f.brand
+    if f.campaign is not None:
+        yield Campaign.name == f.campaign
+    if f.review is not None:
+        yield Asset.review == f.review
+    if f.availability is not None:
+        yield Asset.availability == f.availability
+    if f.stage is not None:
+        yield Asset.waits_at.contains([f.stage])
+    if f.person is not None:
+        asked = exists().where(Assignment.asset_id == Asset.id, Assignment.stage == any_(Asset.waits_at))
+        yield asked.where(func.lower(Assignment.person) == name_of(f.person))
+    if f.check is not None or f.outcome is not None:
+        yield _checked(f.check, f.outcome)
+    if f.since is not None:
+        yield Asset.made_at >= f.since
+    if f.until is not None:
+        yield Asset.made_at < f.until
+    if f.text:
+        words = f.text[:LONGEST_TEXT]
+        prompt = exists().where(Job.key == Asset.job_key, Job.recipe["prompt"].astext.icontains(words, autoescape=True))
+        yield or_(Asset.shot.icontains(words, autoescape=True), Campaign.name.icontains(words, autoescape=True), prompt)
+
+
+def _checked(name: str | None, outcome: CheckOutcome | None) -> ColumnElement[bool]:
+    """Whether a check of the current version ended so."""
+    newest = select(func.max(AssetVersion.number)).where(AssetVersion.asset_id == Asset.id).correlate(Asset)
+    found = exists().where(
+        AssetVersion.asset_id == Asset.id,
+        AssetVersion.number == newest.scalar_subquery(),
+        Check.version_id == AssetVersion.id,
+    )
+    if name is not None:
+        found = found.where(Check.name == name)
+    return found if outcome is None else found.where(Check.outcome == outcome)
+
+
+def _read(mark: str) -> tuple[datetime, uuid.UUID]:
+    try:
+        made_at, id_ = mark.split("|")
+        moment = datetime.fromisoformat(made_at)
+        if moment.tzinfo is None:
+            raise ValueError
+        return moment, uuid.UUID(id_)
+    except ValueError:
+        raise NotFound("page of the grid at", mark, "Begin at the first page.") from None

@@ -1,0 +1,93 @@
+"""The web application: `/v1`, its errors, its headers and its limits."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI, Request, Response
+
+from flows.wiring import Store
+from studio.api import assets, campaigns, discussing, people, problems, rights
+from studio.api.limits import Limiter, Rate
+
+CALLS, SIGN_INS = Rate(burst=200, per_s=50.0), Rate(burst=10, per_s=0.1)
+LARGEST_BODY = 1_000_000
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+TITLE = "Onmodel"
+ABOUT = """Approved references in, approved pictures out, and where each of them came from.
+
+Programs send `Authorization: Bearer KEY` (`onmodel keys make`). Changes of an asset send its ETag in `If-Match`; whatever makes
+or decides takes an `Idempotency-Key`. Errors are `application/problem+json`: `type` names the error, `next_step` says what to do.
+"""
+
+
+def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) -> FastAPI:
+    """The application on an open store, which whoever opened it closes."""
+    app = FastAPI(
+        title=TITLE,
+        description=ABOUT,
+        version=_version(),
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.store = store
+    app.state.callers, app.state.sign_ins = Limiter(calls), Limiter(sign_ins)
+    problems.install(app)
+    app.middleware("http")(_guarded)
+    refusals = {s: {"content": {problems.MEDIA_TYPE: {}}, "description": told} for s, told in REFUSALS.items()}
+    for part in (assets, discussing, rights, people, campaigns):
+        app.include_router(part.router, prefix="/v1", responses=refusals)  # type: ignore[arg-type]
+    return app
+
+
+REFUSALS = {
+    401: "Nobody is signed in.",
+    403: "They may not do this.",
+    404: "There is no such thing, or they may not see it.",
+    409: "It is not in a state for this.",
+    412: "It was changed since it was seen.",
+    422: "The request cannot be so.",
+    428: "If-Match is missing.",
+    429: "Too many requests.",
+    503: "A part that is needed cannot be reached now.",
+}
+
+
+async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Headers of every answer; bodies that are too large are not read."""
+    length = request.headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > LARGEST_BODY or "chunked" in request.headers.get("transfer-encoding", ""):
+        told = f"a request is {LARGEST_BODY} bytes at most, and says its length"
+        answer: Response = problems.answer(problems.problem(413, told))
+    else:
+        try:
+            answer = await call_next(request)
+        except Exception:
+            number = uuid.uuid4().hex[:12]
+            problems.log.exception("request %s failed: %s %s", number, request.method, request.url.path)
+            told = f"something went wrong here; in the log it is {number}"
+            answer = problems.answer(problems.problem(500, told, kind="Unexpected"))
+    for name, value in HEADERS.items():
+        answer.headers.setdefault(name, value)
+    answer.headers.setdefault("Cache-Control", "no-store")
+    return answer
+
+
+def _version() -> str:
+    try:
+        return version("onmodel")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,96 @@
+"""Who calls: a program by its key, a browser by its cookie, and what else a change has to show."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import uuid
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from starlette.exceptions import HTTPException
+
+from asset_store.errors import NotFound, NotSignedIn
+from asset_store.people import passes
+from asset_store.people.permissions import Action, Principal
+from asset_store.tables import Asset
+from flows.wiring import Store
+from studio.api.limits import Limiter
+
+COOKIE = "onmodel_session"
+CSRF_HEADER = "X-CSRF-Token"
+SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+def store_of(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+StoreDep = Annotated[Store, Depends(store_of)]
+
+
+def csrf_of(cookie: str) -> str:
+    """What a page of this session sends with a change; another site can neither read nor guess it."""
+    return hashlib.sha256(f"csrf {cookie}".encode()).hexdigest()
+
+
+def caller(request: Request, store: StoreDep) -> Principal:
+    """NotSignedIn, 403 for a change without the page's token, 429 for too many requests."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    cookie = request.cookies.get(COOKIE, "")
+    with store.database.transaction() as session:
+        if scheme:
+            if scheme.casefold() != "bearer":
+                raise NotSignedIn("this kind of authorization is not known", "Send `Authorization: Bearer KEY`.")
+            who = passes.principal_of_key(session, secret.strip())
+        elif cookie:
+            who = passes.principal_of_session(session, cookie)
+        else:
+            raise NotSignedIn("nobody is signed in", "Send `Authorization: Bearer KEY`, or sign in.")
+    if not scheme and request.method not in SAFE:
+        sent = request.headers.get(CSRF_HEADER, "")
+        if not hmac.compare_digest(sent.encode(), csrf_of(cookie).encode()):
+            raise HTTPException(403, f"a change from a browser needs the page's token in {CSRF_HEADER}")
+    check_rate(request.app.state.callers, who.actor)
+    return who
+
+
+Who = Annotated[Principal, Depends(caller)]
+
+
+def check_rate(limiter: Limiter, who: str) -> None:
+    if (wait_s := limiter.wait_s(who)) > 0:
+        raise HTTPException(429, "too many requests", {"Retry-After": str(math.ceil(wait_s))})
+
+
+def visible(asset: Asset, who: Principal, action: Action, stage: str | None = None) -> None:
+    """NotFound for what they may not see, so that no id can be guessed; Forbidden for what they may not do."""
+    brand = asset.campaign.brand_id
+    if not who.may(Action.VIEW, brand):
+        raise NotFound("asset", str(asset.id))
+    who.require(action, brand, stage)
+
+
+IfMatch = Annotated[str | None, Header(alias="If-Match", description='The asset\'s ETag, as `"3"`.')]
+Idempotency = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key", min_length=1, max_length=200,
+        description="A value of your own: the request sent again under it does nothing again and is answered the same.",
+    ),
+]  # fmt: skip
+
+
+def row_version(if_match: str | None) -> int:
+    """The row version that an If-Match names. 428 without one: a change says what it was decided on."""
+    if if_match is None:
+        raise HTTPException(428, "send If-Match with the ETag of the asset as you saw it")
+    bare = if_match.strip().removeprefix("W/").strip('"')
+    if not bare.isascii() or not bare.isdigit() or len(bare) > 9:
+        raise HTTPException(412, "this If-Match is no ETag of an asset")
+    return int(bare)
+
+
+AssetId = uuid.UUID

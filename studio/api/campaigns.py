@@ -1,0 +1,62 @@
+"""`/v1/campaigns`: which there are, and where their assets stand."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sqlalchemy import func, literal, select, tuple_
+
+from asset_store.errors import NotFound
+from asset_store.people.permissions import Action
+from asset_store.tables import Asset, Brand, Campaign
+from studio.api.answers import CampaignOut, CampaignsOut
+from studio.api.callers import StoreDep, Who
+
+router = APIRouter(tags=["campaigns"])
+
+
+@router.get("/campaigns")
+def get_campaigns(
+    who: Who, store: StoreDep, brand: Annotated[str | None, Query(max_length=200)] = None,
+    after: Annotated[str | None, Query(max_length=200)] = None, limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> CampaignsOut:  # fmt: skip
+    """Campaigns of the brands that the caller may see, the newest first, with their assets by review state."""
+    within = who.brands(Action.VIEW)
+    question = select(Campaign).join(Brand, Brand.id == Campaign.brand_id)
+    question = question.order_by(Campaign.made_at.desc(), Campaign.id.desc()).limit(limit + 1)
+    if within is not None:
+        question = question.where(Campaign.brand_id.in_(within))
+    if brand is not None:
+        question = question.where(Brand.name == brand)
+    if after is not None:
+        question = question.where(tuple_(Campaign.made_at, Campaign.id) < tuple_(*map(literal, _read(after))))
+    with store.database.transaction() as session:
+        found = session.scalars(question).all()
+        shown = found[:limit]
+        states = select(Asset.campaign_id, Asset.review, func.count()).group_by(Asset.campaign_id, Asset.review)
+        counted: dict[uuid.UUID, dict[str, int]] = {}
+        for id_, state, count in session.execute(states.where(Asset.campaign_id.in_([c.id for c in shown]))):
+            counted.setdefault(id_, {})[state.value] = count
+        told = [
+            CampaignOut(
+                id=c.id, name=c.name, brand=c.brand.name, stages=c.stages, requested_by=c.requested_by,
+                made_at=c.made_at, review=counted.get(c.id, {}),
+            )
+            for c in shown
+        ]  # fmt: skip
+    last = shown[-1] if len(found) > limit else None
+    return CampaignsOut(campaigns=told, next_after=None if last is None else f"{last.made_at.isoformat()}|{last.id}")
+
+
+def _read(mark: str) -> tuple[datetime, uuid.UUID]:
+    try:
+        made_at, id_ = mark.split("|")
+        moment = datetime.fromisoformat(made_at)
+        if moment.tzinfo is None:
+            raise ValueError
+        return moment, uuid.UUID(id_)
+    except ValueError:
+        raise NotFound("page of campaigns at", mark, "Begin at the first page.") from None

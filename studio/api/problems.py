@@ -1,0 +1,111 @@
+"""Errors as problem+json (RFC 9457): which status each of the store's errors is, and what every answer carries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from asset_store import errors
+from asset_store.errors import OnmodelError, StoreError
+
+log = logging.getLogger("onmodel.api")
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[type[OnmodelError], int] = {
+    errors.NotSignedIn: 401,
+    errors.Forbidden: 403,
+    errors.FourEyes: 403,
+    errors.NotFound: 404,
+    errors.Ambiguous: 409,
+    errors.TransitionRefused: 409,
+    errors.StageRefused: 409,
+    errors.RetakeRefused: 409,
+    errors.ReleaseRefused: 409,
+    errors.RightsRefused: 409,
+    errors.LineageIncomplete: 409,
+    errors.StaleVersion: 412,
+    errors.ReasonMissing: 422,
+    errors.RemarkRefused: 422,
+    errors.AccountRefused: 422,
+    errors.KeyReused: 422,
+    errors.FileInvalid: 422,
+    errors.PlaceInvalid: 422,
+    errors.NotASha256: 422,
+    errors.PictureRefused: 422,
+    errors.SourceKeyRefused: 422,
+    errors.SourceObjectMissing: 422,
+    errors.SourceObjectTooBig: 422,
+    errors.BlobMissing: 503,
+    errors.BlobCorrupt: 503,
+    errors.BlobStoreUnreachable: 503,
+    errors.SourceUnreachable: 503,
+    errors.DatabaseUnreachable: 503,
+    errors.DatabaseTooOld: 503,
+    errors.DatabaseTooNew: 503,
+    errors.VectorMissing: 503,
+    errors.DeliveryFailed: 503,
+    errors.SettingsInvalid: 503,
+}
+
+
+def status_of(error: OnmodelError) -> int:
+    """The status of the nearest class that has one."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 400)
+
+
+def problem(status: int, title: str, *, next_step: str = "", kind: str = "", **more: Any) -> dict[str, Any]:
+    """The body of an error. `type` names the error, so that a program need not read `title`; `next_step` is for people."""
+    body: dict[str, Any] = {"type": f"urn:onmodel:problem:{kind or status}", "title": title, "status": status}
+    return body | ({"next_step": next_step} if next_step else {}) | more
+
+
+def problem_of(error: OnmodelError) -> dict[str, Any]:
+    return problem(status_of(error), error.message, next_step=error.next_step, kind=type(error).__name__)
+
+
+def answer(body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(body, int(body["status"]), headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Have every error answered so."""
+    app.add_exception_handler(StoreError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OperationalError, _away)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StoreError)
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.NotSignedIn) else None
+    return answer(problem_of(error), headers)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    told = [{"where": ".".join(map(str, e["loc"])), "says": e["msg"]} for e in error.errors()]
+    return answer(problem(422, _sentence(told), kind="Invalid", problems=told))
+
+
+def _sentence(told: Sequence[dict[str, str]]) -> str:
+    first = f"{told[0]['where']}: {told[0]['says']}" if told else "the request cannot be read"
+    return first if len(told) < 2 else f"{first}, and {len(told) - 1} more"
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    title = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+    return answer(problem(error.status_code, title), dict(error.headers or {}))
+
+
+async def _away(request: Request, error: Exception) -> JSONResponse:
+    log.warning("the database is away: %s", error)
+    return answer(problem(503, "the database cannot be reached now", next_step="Try again in a moment.", kind="Away"))
