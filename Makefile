@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test check bench-fidelity clean
+.PHONY: help install demo test browser check bench-fidelity clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,7 +31,13 @@ check: $(VENV)/installed  ## ruff, mypy, import contracts, migrations
 	$(BIN)/lint-imports
 	$(BIN)/python -m migrations.check
 
-test: check  ## all checks, then all tests
+# The tests of the pages run in Debian's Chromium; where it may not be installed they are skipped, and say so.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+		echo "The tests in a browser are skipped: sudo apt-get install chromium"
+
+test: check browser  ## all checks, then all tests
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 200 characters it never saw

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, any_, exists, func, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, Text, and_, any_, cast, exists, func, literal, not_, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session, selectinload
 
 from asset_store.errors import NotFound
@@ -21,7 +22,8 @@ LONGEST_TEXT = 200
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What a grid shows. within: ids of the brands that may be seen, None for all; text: in shot, campaign or prompt;
-    check: the name of a check that ended as `outcome`; person: who is asked to decide."""
+    check: the name of a check that ended as `outcome`; person: who is asked to decide; stages: of which it waits at one;
+    not_asked_by: leaves out what this person, or a key of theirs, asked for and may not approve."""
 
     within: Collection[uuid.UUID] | None = None
     brand: str | None = None
@@ -35,6 +37,8 @@ class Filters:
     since: datetime | None = None
     until: datetime | None = None
     text: str | None = None
+    stages: Collection[str] | None = None
+    not_asked_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +49,24 @@ class GridPage:
     next_after: str | None
 
 
-def page(session: Session, filters: Filters, after: str | None = None, limit: int = 50) -> GridPage:
-    """The newest assets that pass all filters. NotFound for an `after` that was never given."""
+def page(
+    session: Session, filters: Filters, after: str | None = None, limit: int = 50, *, backwards: bool = False
+) -> GridPage:
+    """The newest assets that pass all filters; backwards, those before `after`, the nearest first. NotFound for an
+    `after` that was never given."""
+    place = (Asset.made_at, Asset.id)
     question = (
         select(Asset)
         .join(Campaign, Campaign.id == Asset.campaign_id)
         .join(Brand, Brand.id == Campaign.brand_id)
         .where(*_conditions(filters))
         .options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
-        .order_by(Asset.made_at.desc(), Asset.id.desc())
+        .order_by(*(place if backwards else [column.desc() for column in place]))
         .limit(limit + 1)
     )
     if after is not None:
-        question = question.where(tuple_(Asset.made_at, Asset.id) < tuple_(*map(literal, _read(after))))
+        here, there = tuple_(*place), tuple_(*map(literal, _read(after)))
+        question = question.where(here > there if backwards else here < there)
     found = session.scalars(question).all()
     shown = found[:limit]
     more = len(found) > limit
@@ -89,6 +98,17 @@ def _conditions(f: Filters) -> Iterable[ColumnElement[bool]]:
         yield Asset.availability == f.availability
     if f.stage is not None:
         yield Asset.waits_at.contains([f.stage])
+    if f.stages is not None:
+        yield Asset.waits_at.overlap(cast(list(f.stages), ARRAY(Text)))
+    if f.not_asked_by is not None:
+        name = name_of(f.not_asked_by)
+        yield func.lower(Campaign.requested_by) != name
+        yield not_(
+            and_(
+                Campaign.requested_by.startswith("key:"),
+                func.lower(Campaign.requested_by).endswith(f" of {name}", autoescape=True),
+            )
+        )
     if f.person is not None:
         asked = exists().where(Assignment.asset_id == Asset.id, Assignment.stage == any_(Asset.waits_at))
         yield asked.where(func.lower(Assignment.person) == name_of(f.person))

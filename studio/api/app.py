@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI, Request, Response
 
 from flows.wiring import Store
-from studio.api import assets, campaigns, discussing, people, problems, rights
+from studio.api import assets, campaigns, discussing, people, pictures, problems, rights
 from studio.api.limits import Limiter, Rate
+from studio.pages import routes as pages
 
 CALLS, SIGN_INS = Rate(burst=200, per_s=50.0), Rate(burst=10, per_s=0.1)
 LARGEST_BODY = 1_000_000
@@ -48,8 +49,9 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
     problems.install(app)
     app.middleware("http")(_guarded)
     refusals = {s: {"content": {problems.MEDIA_TYPE: {}}, "description": told} for s, told in REFUSALS.items()}
-    for part in (assets, discussing, rights, people, campaigns):
+    for part in (assets, pictures, discussing, rights, people, campaigns):
         app.include_router(part.router, prefix="/v1", responses=refusals)  # type: ignore[arg-type]
+    pages.install(app)
     return app
 
 

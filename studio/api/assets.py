@@ -6,9 +6,8 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import NotFound, StoreError
@@ -18,7 +17,7 @@ from asset_store.reviewing import decide as rules
 from asset_store.reviewing import grid
 from asset_store.reviewing.policy import choose_stage
 from asset_store.reviewing.states import Availability, ReviewState
-from asset_store.tables import Asset, AssetVersion, CheckOutcome, Verdict
+from asset_store.tables import Asset, CheckOutcome, Verdict
 from studio.api.answers import AssetOut, AssetPage, DecisionOut, DecisionsOut
 from studio.api.callers import Idempotency, IfMatch, StoreDep, Who, row_version, visible
 from studio.api.once import answered, tag
@@ -92,25 +91,6 @@ def get_lineage(asset_id: uuid.UUID, who: Who, store: StoreDep) -> dict[str, Any
     """Where every version came from and went: references, models, settings, run, checks, decisions, deliveries."""
     with store.database.transaction() as session:
         return tree_of(session, seen_asset(session, asset_id, who)).as_json()
-
-
-@router.get(
-    "/assets/{asset_id}/pictures/{sha256}",
-    response_class=Response,
-    responses={200: {"content": {"image/png": {}}, "description": "The bytes as they were made."}},
-)
-def get_picture(
-    asset_id: uuid.UUID, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")], who: Who, store: StoreDep
-) -> Response:
-    """A version's picture. The address names its content, so it may be kept for ever."""
-    with store.database.transaction() as session:
-        asset = seen_asset(session, asset_id, who)
-        known = select(AssetVersion.id).where(AssetVersion.asset_id == asset.id, AssetVersion.sha256 == sha256)
-        if session.scalar(known) is None:
-            raise NotFound("picture of this asset", sha256)
-    data = store.blobs.get(sha256)
-    headers = {"Cache-Control": "private, max-age=31536000, immutable", "ETag": f'"{sha256}"'}
-    return Response(data, media_type="image/png", headers=headers)
 
 
 @router.post("/assets/{asset_id}/decisions", status_code=201)

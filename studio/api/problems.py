@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
@@ -75,6 +75,15 @@ def answer(body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONR
     return JSONResponse(body, int(body["status"]), headers, MEDIA_TYPE)
 
 
+def _told(request: Request, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """For programs as JSON; for who opened a page as a page, where the application has one for it."""
+    page = getattr(request.app.state, "problem_page", None)
+    if page is None or request.url.path.startswith(("/v1/", "/static/")):
+        return answer(body, headers)
+    shown: Response = page(request, body)
+    return shown
+
+
 def install(app: FastAPI) -> None:
     """Have every error answered so."""
     app.add_exception_handler(StoreError, _refused)
@@ -83,16 +92,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OperationalError, _away)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, StoreError)
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.NotSignedIn) else None
-    return answer(problem_of(error), headers)
+    return _told(request, problem_of(error), headers)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     told = [{"where": ".".join(map(str, e["loc"])), "says": e["msg"]} for e in error.errors()]
-    return answer(problem(422, _sentence(told), kind="Invalid", problems=told))
+    return _told(request, problem(422, _sentence(told), kind="Invalid", problems=told))
 
 
 def _sentence(told: Sequence[dict[str, str]]) -> str:
@@ -100,12 +109,14 @@ def _sentence(told: Sequence[dict[str, str]]) -> str:
     return first if len(told) < 2 else f"{first}, and {len(told) - 1} more"
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
-    return answer(problem(error.status_code, title), dict(error.headers or {}))
+    return _told(request, problem(error.status_code, title), dict(error.headers or {}))
 
 
-async def _away(request: Request, error: Exception) -> JSONResponse:
+async def _away(request: Request, error: Exception) -> Response:
     log.warning("the database is away: %s", error)
-    return answer(problem(503, "the database cannot be reached now", next_step="Try again in a moment.", kind="Away"))
+    return _told(
+        request, problem(503, "the database cannot be reached now", next_step="Try again in a moment.", kind="Away")
+    )

@@ -37,6 +37,9 @@ CALLS: dict[tuple[str, str], Call] = {
     ("GET", "/v1/assets/{asset_id}"): Call(Action.VIEW),
     ("GET", "/v1/assets/{asset_id}/lineage"): Call(Action.VIEW),
     ("GET", "/v1/assets/{asset_id}/pictures/{sha256}"): Call(Action.VIEW),
+    ("GET", "/v1/assets/{asset_id}/thumbnails/{sha256}"): Call(Action.VIEW),
+    ("GET", "/v1/references/{reference_id}/picture"): Call(Action.VIEW),
+    ("GET", "/v1/references/{reference_id}/thumbnail"): Call(Action.VIEW),
     ("POST", "/v1/assets/{asset_id}/decisions"): Call(Action.DECIDE, {"verdict": "approve", "sha256": ZERO}),
     ("POST", "/v1/decisions"): Call(SIGNED_IN, {"items": [{"asset_id": str(uuid.uuid4()), "row_version": 1, "verdict": "approve", "sha256": ZERO}]}),
     ("POST", "/v1/assets/{asset_id}/waivers"): Call(Action.WAIVE, REASON),
@@ -113,7 +116,7 @@ def refused(answer: Any) -> str | None:
 
 def test_the_matrix_has_every_endpoint(door: Door) -> None:
     assert routes(door) == set(CALLS)
-    listed = {p for r in door.app.routes if isinstance(r, APIRoute) for p in [r.path]}
+    listed = {r.path for r in door.app.routes if isinstance(r, APIRoute) and r.path.startswith("/v1")}
     assert listed <= {path for _, path in CALLS}
 
 

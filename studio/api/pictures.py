@@ -1,0 +1,78 @@
+"""`/v1`: the bytes of pictures and their thumbnails, at addresses that name their content."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from asset_store.errors import NotFound
+from asset_store.people.permissions import Action, Principal
+from asset_store.pictures.thumbnails import thumbnail
+from asset_store.tables import AssetVersion, Library, Reference
+from studio.api.assets import seen_asset
+from studio.api.callers import StoreDep, Who
+
+Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
+FOR_EVER = "private, max-age=31536000, immutable"
+TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": "image/gif", "bmp": "image/bmp",
+         "tiff": "image/tiff"}  # fmt: skip
+router = APIRouter(
+    tags=["pictures"],
+    default_response_class=Response,
+    responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+
+
+@router.get("/assets/{asset_id}/pictures/{sha256}")
+def get_picture(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) -> Response:
+    """A version's picture, as it was made."""
+    with store.database.transaction() as session:
+        _need_version(session, asset_id, sha256, who)
+    return _answer(store.blobs.get(sha256), "image/png", sha256)
+
+
+@router.get("/assets/{asset_id}/thumbnails/{sha256}")
+def get_thumbnail(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) -> Response:
+    """A version's picture in WebP, 320 px at its longer side."""
+    with store.database.transaction() as session:
+        _need_version(session, asset_id, sha256, who)
+    return _answer(thumbnail(store.blobs, sha256, store.settings.home / "thumbnails"), "image/webp", sha256)
+
+
+@router.get("/references/{reference_id}/picture")
+def get_reference_picture(reference_id: uuid.UUID, who: Who, store: StoreDep) -> Response:
+    """A reference as it lies in its library."""
+    reference = _reference(reference_id, who, store)
+    kind = TYPES.get(reference.format.casefold(), "application/octet-stream")
+    return _answer(store.blobs.get(reference.sha256), kind, reference.sha256)
+
+
+@router.get("/references/{reference_id}/thumbnail")
+def get_reference_thumbnail(reference_id: uuid.UUID, who: Who, store: StoreDep) -> Response:
+    """A reference in WebP, 320 px at its longer side."""
+    reference = _reference(reference_id, who, store)
+    small = thumbnail(store.blobs, reference.sha256, store.settings.home / "thumbnails")
+    return _answer(small, "image/webp", reference.sha256)
+
+
+def _need_version(session: Session, asset_id: uuid.UUID, sha256: str, who: Principal) -> None:
+    asset = seen_asset(session, asset_id, who)
+    known = select(AssetVersion.id).where(AssetVersion.asset_id == asset.id, AssetVersion.sha256 == sha256)
+    if session.scalar(known) is None:
+        raise NotFound("picture of this asset", sha256)
+
+
+def _reference(reference_id: uuid.UUID, who: Principal, store: StoreDep) -> Reference:
+    with store.database.transaction() as session:
+        row = session.get(Reference, reference_id)
+        if row is None or not who.may(Action.VIEW, session.get_one(Library, row.library_id).brand_id):
+            raise NotFound("reference", str(reference_id))
+        return row
+
+
+def _answer(data: bytes, kind: str, sha256: str) -> Response:
+    return Response(data, media_type=kind, headers={"Cache-Control": FOR_EVER, "ETag": f'"{sha256}"'})

@@ -1,0 +1,280 @@
+"""Pages: sign-in, my queue, the grid, the review room, campaigns."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.staticfiles import StaticFiles
+
+from asset_store.errors import NotFound, NotSignedIn
+from asset_store.people.permissions import Action, Principal
+from asset_store.reviewing import assigning, grid
+from asset_store.reviewing.comments import remarks_of
+from asset_store.reviewing.policy import policy_of
+from asset_store.reviewing.queue import DOUBT
+from asset_store.reviewing.states import Availability, ReviewState
+from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome, LineageRecord
+from studio.api.answers import AssetOut, CommentOut
+from studio.api.callers import COOKIE, StoreDep, caller, csrf_of
+from studio.pages.versions import changed_settings
+
+HERE = Path(__file__).resolve().parent
+PAGE = 60
+QUEUE, QUEUE_SHOWN = "queue", 200
+FILTERS = (
+    "brand",
+    "campaign",
+    "review",
+    "availability",
+    "stage",
+    "person",
+    "check",
+    "outcome",
+    "since",
+    "until",
+    "text",
+)
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+def install(app: FastAPI) -> None:
+    """Serve the pages and their files beside the API."""
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.include_router(router)
+    app.state.problem_page = lambda request, problem: _page(request, "problem.html", None, problem=problem)
+    app.add_exception_handler(_ToSignIn, lambda request, error: RedirectResponse("/sign-in", 303))
+
+
+class _ToSignIn(Exception):
+    """Nobody is signed in: a page sends them to where that is done."""
+
+
+def _who(request: Request, store: StoreDep) -> Principal:
+    try:
+        return caller(request, store)
+    except NotSignedIn:
+        raise _ToSignIn from None
+
+
+@router.get("/sign-in")
+def sign_in_page(request: Request) -> Response:
+    """Its script takes the token from behind the #, which no server sees."""
+    return _page(request, "sign_in.html", None)
+
+
+@router.get("/")
+def queue_page(request: Request, store: StoreDep) -> Response:
+    """What waits for the caller's own decision, the doubtful first."""
+    who = _who(request, store)
+    with store.database.transaction() as session:
+        found, more = _queue(session, who)
+        return _page(request, "queue.html", who, cards=[_card(a, QUEUE) for a in found], more=more)
+
+
+@router.get("/assets")
+def grid_page(
+    request: Request, store: StoreDep, after: Annotated[str | None, Query(max_length=200)] = None
+) -> Response:
+    """Everything that the caller may see, narrowed by what stands in the address."""
+    who = _who(request, store)
+    given = {k: v for k in FILTERS if (v := request.query_params.get(k, "").strip())}
+    with store.database.transaction() as session:
+        filters, told = _filters(given, who)
+        page = grid.page(session, filters, after, PAGE)
+        counts = grid.counts(session, filters)
+        names = _names(session, who)
+        address = urlencode(given)
+        return _page(
+            request, "grid.html", who, cards=[_card(a, address) for a in page.assets], given=given, told=told, counts=counts,
+            names=names, states=[s.value for s in ReviewState], availabilities=[a.value for a in Availability],
+            outcomes=[o.value for o in CheckOutcome], can_decide=bool(_deciding(who)),
+            next_page=f"/assets?{urlencode({**given, 'after': page.next_after})}" if page.next_after else None,
+            without=lambda name: "/assets?" + urlencode({k: v for k, v in given.items() if k != name}),
+        )  # fmt: skip
+
+
+@router.get("/assets/{asset_id}")
+def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Response:
+    """One picture beside its references, with all that a decision needs."""
+    who = _who(request, store)
+    within = dict(request.query_params)
+    with store.database.transaction() as session:
+        asset = session.get(Asset, asset_id)
+        if asset is None or not who.may(Action.VIEW, asset.campaign.brand_id):
+            raise NotFound("asset", str(asset_id))
+        record = {r.version_id: r.record for r in _records(session, asset)}
+        shown = record.get(asset.current.id, {}) if asset.current else {}
+        return _page(
+            request, "room.html", who, asset=AssetOut.of(asset).model_dump(mode="json"), card=_card(asset, ""),
+            checks=sorted(asset.current.checks if asset.current else [], key=lambda c: (DOUBT[c.outcome], c.seq)),
+            references=[r for r in shown.get("references", []) if r.get("sha256")], settings=shown.get("settings", {}),
+            models=shown.get("models", []), versions=_versions(asset, record),
+            comments=[CommentOut.of(r).model_dump(mode="json") for r in remarks_of(session, asset.id)],
+            asked=assigning.assignments_of(session, asset.id), stages=policy_of(asset.campaign).rounds,
+            decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
+            mine=_my_stages(asset, who), may={a.value: who.may(a, asset.campaign.brand_id) for a in Action},
+            around=_around(session, asset, within, who), within=urlencode(within),
+        )  # fmt: skip
+
+
+@router.get("/campaigns")
+def campaigns_page(request: Request, store: StoreDep) -> Response:
+    """The newest campaigns, and where their assets stand."""
+    from studio.api.campaigns import get_campaigns
+
+    who = _who(request, store)
+    told = get_campaigns(who, store, limit=100)
+    return _page(request, "campaigns.html", who, campaigns=told.campaigns, states=[s.value for s in ReviewState])
+
+
+# ---------------------------------------------------------------------------- what pages are made of
+
+
+def _my_queue(session: Session, who: Principal) -> grid.Filters:
+    """Assets in review at stages that the caller decides at, of campaigns that they did not ask for."""
+    stages: set[str] | None = set()
+    for brand_id in session.scalars(select(Brand.id)):
+        mine = who.stages(brand_id)
+        if mine is None:
+            stages = None
+            break
+        assert stages is not None
+        stages |= set(mine)
+    return grid.Filters(
+        within=who.brands(Action.DECIDE), review=ReviewState.IN_REVIEW, stages=stages, not_asked_by=who.actor
+    )
+
+
+def _queue(session: Session, who: Principal) -> tuple[list[Asset], bool]:
+    """The first of the caller's queue, the doubtful and then the due first, and whether there are more."""
+    found = grid.page(session, _my_queue(session, who), limit=QUEUE_SHOWN)
+    far = datetime.max.replace(tzinfo=UTC)
+    ordered = sorted(found.assets, key=lambda a: (_doubt(a), a.due_at or far))
+    return ordered, found.next_after is not None
+
+
+def _doubt(asset: Asset) -> int:
+    """The rank of the worst check of the current version."""
+    checks = asset.current.checks if asset.current else []
+    return min((DOUBT[c.outcome] for c in checks), default=DOUBT[CheckOutcome.NOT_RUN])
+
+
+def _filters(given: Mapping[str, str], who: Principal) -> tuple[grid.Filters, list[str]]:
+    """The filters of an address, and a sentence for each that cannot be read and is left out."""
+    told: list[str] = []
+    read: dict[str, Any] = {}
+    kinds: dict[str, Any] = {"review": ReviewState, "availability": Availability, "outcome": CheckOutcome,
+                             "since": _moment, "until": _moment}  # fmt: skip
+    for name, value in given.items():
+        try:
+            read[name] = kinds[name](value) if name in kinds else value
+        except ValueError:
+            told.append(f"{name}: {value[:40]} is none that there is")
+    if read.get("person") == "me":
+        read["person"] = who.actor
+    return grid.Filters(within=who.brands(Action.VIEW), **read), told
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _around(session: Session, asset: Asset, within: Mapping[str, str], who: Principal) -> dict[str, str | None]:
+    """The assets before and after this one in the list that it was opened from."""
+    if within.get("from") == QUEUE:
+        queue = _queue(session, who)[0]
+        here = next((i for i, a in enumerate(queue) if a.id == asset.id), -1)
+        later, before = queue[here + 1 : here + 4], queue[here - 1 : here] if here > 0 else []
+    else:
+        filters, _ = _filters({k: v for k, v in within.items() if k in FILTERS and v}, who)
+        place = f"{asset.made_at.isoformat()}|{asset.id}"
+        later = list(grid.page(session, filters, place, 3).assets)
+        before = list(grid.page(session, filters, place, 1, backwards=True).assets)
+    address = urlencode(within)
+    return {
+        "next": f"/assets/{later[0].id}?{address}" if later else None,
+        "previous": f"/assets/{before[0].id}?{address}" if before else None,
+        "prefetch": [p for a in later if a.current for p in [_picture(a.current)]],  # type: ignore[dict-item]
+    }
+
+
+def _card(asset: Asset, address: str) -> dict[str, Any]:
+    version, checks = asset.current, asset.current.checks if asset.current else []
+    bad = [c.name for c in checks if c.outcome is not CheckOutcome.PASS]
+    where = f"from={QUEUE}" if address == QUEUE else address
+    return {
+        "id": str(asset.id), "href": f"/assets/{asset.id}" + (f"?{where}" if where else ""), "shot": asset.shot,
+        "variant": asset.variant + 1, "campaign": asset.campaign.name, "brand": asset.campaign.brand.name,
+        "review": asset.review.value, "availability": asset.availability.value, "waits_at": list(asset.waits_at),
+        "due": asset.due_at.isoformat(timespec="minutes") if asset.due_at else "", "row_version": asset.row_version,
+        "late": asset.due_at is not None and asset.due_at < datetime.now(UTC), "bad": bad,
+        "sha256": version.sha256 if version else "", "number": version.number if version else 0,
+        "thumbnail": f"/v1/assets/{asset.id}/thumbnails/{version.sha256}" if version else "",
+    }  # fmt: skip
+
+
+def _picture(version: AssetVersion) -> str:
+    return f"/v1/assets/{version.asset_id}/pictures/{version.sha256}"
+
+
+def _versions(asset: Asset, record: Mapping[uuid.UUID, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The stack, the newest first, each with what changed since the one before."""
+    told: list[dict[str, Any]] = []
+    before: Mapping[str, Any] | None = None
+    for version in asset.versions:
+        settings = record.get(version.id, {}).get("settings", {})
+        changes = [] if before is None else changed_settings(before, settings)
+        told.append(
+            {"number": version.number, "picture": _picture(version), "made_at": version.made_at, "changes": changes}
+        )
+        before = settings
+    return told[::-1]
+
+
+def _records(session: Session, asset: Asset) -> Collection[LineageRecord]:
+    ids = [v.id for v in asset.versions]
+    return session.scalars(select(LineageRecord).where(LineageRecord.version_id.in_(ids))).all()
+
+
+def _my_stages(asset: Asset, who: Principal) -> list[str]:
+    mine = who.stages(asset.campaign.brand_id)
+    return [s for s in asset.waits_at if mine is None or s in mine]
+
+
+def _deciding(who: Principal) -> bool:
+    brands = who.brands(Action.DECIDE)
+    return brands is None or len(brands) > 0
+
+
+def _names(session: Session, who: Principal) -> dict[str, list[str]]:
+    """What filters offer: the brands and campaigns that the caller may see."""
+    within = who.brands(Action.VIEW)
+    brands = select(Brand.name).order_by(Brand.name)
+    campaigns = select(Campaign.name).distinct().order_by(Campaign.name).limit(200)
+    if within is not None:
+        brands, campaigns = brands.where(Brand.id.in_(within)), campaigns.where(Campaign.brand_id.in_(within))
+    return {"brand": list(session.scalars(brands)), "campaign": list(session.scalars(campaigns))}
+
+
+_templates = Environment(
+    loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(default=True), undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+
+
+def _page(request: Request, name: str, who: Principal | None, **values: Any) -> Response:
+    cookie = request.cookies.get(COOKIE, "")
+    csrf = csrf_of(cookie) if who is not None and cookie else ""
+    html = _templates.get_template(name).render(who=who, csrf=csrf, path=request.url.path, **values)
+    return HTMLResponse(html, values["problem"]["status"] if "problem" in values else 200)
