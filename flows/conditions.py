@@ -24,7 +24,8 @@ from asset_store.rights import licences
 from asset_store.tables import Brand, Character, Library, Reference, ReferenceState, TrainedModel
 from flows.brief import Making, NamedControl, NamedReference
 from flows.library import limits_of
-from flows.recipes import BY_CONTROL, BY_MODEL, STYLE, WITH_CONDITIONS, heard, models_of, reference_entry
+from flows.recipe_keys import BY_MODEL, heard
+from flows.recipes import BY_CONTROL, STYLE, WITH_CONDITIONS, models_of, reference_entry
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine

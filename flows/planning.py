@@ -20,7 +20,7 @@ from asset_store.repositories import jobs as job_table
 from asset_store.repositories import libraries, presets
 from asset_store.repositories.jobs import NewJob
 from asset_store.tables import Asset, AssetVersion, Campaign, Character, Job, JobState, Preset
-from flows import recipes
+from flows import recipe_keys, recipes
 from flows.brief import Brief, Making, Shot
 from flows.candidates import check_comparable
 from flows.choosing import find_references
@@ -139,7 +139,7 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
                 recipe = _best_of(found_here.into(recipe, made), brief, shot, making)
                 if preset is not None and entries:
                     recipe["preset"] = {"id": str(preset.id), "version": preset.version}
-                job = NewJob(recipes.job_key(recipe), recipes.batch_key(made, recipe), recipe)
+                job = NewJob(recipe_keys.job_key(recipe), recipes.batch_key(made, recipe), recipe)
                 planned.append(PlannedPicture(shot.name, variant, character.name, job))
         todo = {p.job.key: p.job for p in planned}
         check_comparable(session, (job.recipe for job in todo.values()), made.encoder.sha256)

@@ -14,14 +14,14 @@ import numpy as np
 from asset_store.canonical import sha256_of
 from asset_store.tables import Reference
 from flows.brief import Making
+from flows.recipe_keys import BY_MODEL, heard
 from ipadapter_engine.hashing import ModelHash
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import IDENTITY, ControlPrompt, GenerationRequest, ReferencePrompt
 
 PLAIN, WITH_CONDITIONS = 1, 2  # what `recipe` says: the keys that a plain recipe has, and those beyond them
 STYLE = "style"  # the adapter, and the role of its references
-BY_MODEL, BY_CONTROL = "character model", "control"  # parts of references that no adapter hears
-UNDETERMINING = ("preset",)  # told in lineage; the numbers that it gave are in the recipe themselves
+BY_CONTROL = "control"  # the part of a reference that a control picture is from
 
 
 def reference_entry(
@@ -64,11 +64,6 @@ def recipe_of(
     }
 
 
-def heard(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """The references that an adapter hears, identity first as they were given."""
-    return [r for r in recipe["references"] if "part" not in r]
-
-
 def of_identity(recipe: dict[str, Any]) -> list[dict[str, Any]]:
     """The references that say who is shown: those of the identity adapter, else those its character model learnt from."""
     by_adapter = [r for r in heard(recipe) if "adapter" not in r]
@@ -84,25 +79,6 @@ def seeds_of(recipe: dict[str, Any]) -> list[int]:
     """One seed a candidate: the recipe's own, then others derived from it. More candidates begin with those of fewer."""
     more = [f"{recipe['seed']}/candidate {i}" for i in range(1, candidates(recipe))]
     return [recipe["seed"], *(int.from_bytes(hashlib.sha256(m.encode()).digest()[:4], "big") for m in more)]
-
-
-def job_key(recipe: dict[str, Any]) -> str:
-    """The sha256 of what determines the picture and whose rights it needs: contents by hash, not the names and ids they
-    go by here. A control from a library and the same pixels from elsewhere are two jobs: only one can be recalled. What
-    a character's model learnt from is said by the model's own hash."""
-    said = {k: v for k, v in recipe.items() if k not in UNDETERMINING}
-    said["models"] = [{"role": m["role"], "sha256": m["sha256"]} for m in recipe["models"]]
-    determining = [r for r in recipe["references"] if r.get("part") != BY_MODEL]
-    said["references"] = [_only(r, "sha256", "weight", "adapter", "part") for r in determining]
-    if "controls" in recipe:
-        said["controls"] = [_only(c, "kind", "sha256", "strength", "window") for c in recipe["controls"]]
-    if "character_model" in recipe:
-        said["character_model"] = _only(recipe["character_model"], "sha256", "strength")
-    return sha256_of(said)
-
-
-def _only(entry: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: entry[name] for name in names if name in entry}
 
 
 # ---------------------------------------------------------------------------- models

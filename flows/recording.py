@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asset_store.tables import Asset, Job, Reference, Retake
-from flows import recipes
+from flows import recipe_keys
 from flows.looking import Finished
 from ipadapter_engine.pipeline import Engine
 
@@ -125,7 +125,7 @@ def _part(entry: dict[str, Any]) -> str:
 
 def _how_chosen(entry: dict[str, Any], shot: dict[str, Any]) -> str:
     """A job is shared by all that want its picture, so what its recipe tells may be another campaign's reason."""
-    if entry.get("part") == recipes.BY_MODEL:
+    if entry.get("part") == recipe_keys.BY_MODEL:
         return "the character's model learnt from it"
     if "part" in entry or "adapter" in entry or shot.get("references", "choose") != "choose":
         return NAMED
@@ -137,7 +137,7 @@ def _character_model(recipe: dict[str, Any]) -> list[dict[str, Any]]:
     if own is None:
         return []
     named = f"{own['name']} version {own['version']}"
-    return [{"role": recipes.BY_MODEL, "name": named, "sha256": own["sha256"], "licence": "as its references"}]
+    return [{"role": recipe_keys.BY_MODEL, "name": named, "sha256": own["sha256"], "licence": "as its references"}]
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from asset_store.pictures import open_picture
 from asset_store.repositories import libraries
 from asset_store.rights import licences
 from asset_store.tables import Embedding
-from flows import recipes
+from flows import recipe_keys, recipes
 from flows.candidates import check_comparable
 from flows.conditions import pixels_of, reference_ids
 from flows.library import limits_of
@@ -46,7 +46,7 @@ def requests_of(store: Store, engine: Engine, recipe: dict[str, Any]) -> list[Ge
     with store.database.transaction() as session:  # one: no reference can be withdrawn before its embedding is read
         licences.check_usable(session, reference_ids(recipe), datetime.now(UTC).date())
         check_comparable(session, [recipe], engine.encoder.sha256)
-        sha256s = {r["sha256"] for r in recipes.heard(recipe)}
+        sha256s = {r["sha256"] for r in recipe_keys.heard(recipe)}
         found = libraries.embeddings_of(session, sha256s, engine.encoder.sha256) if sha256s else {}
     request = GenerationRequest(
         recipe["prompt"], recipe["seed"], _references(store, engine, recipe, found), recipe["negative_prompt"],
@@ -60,7 +60,7 @@ def _references(
     store: Store, engine: Engine, recipe: dict[str, Any], found: Mapping[str, Embedding]
 ) -> tuple[ReferencePrompt, ...]:
     references = []
-    for r in recipes.heard(recipe):
+    for r in recipe_keys.heard(recipe):
         adapter, row = r.get("adapter", IDENTITY), found.get(r["sha256"])
         if row is None:
             raise RequestRefused(f"{r['key']} has no embedding of this encoder", "ingest its library again")

@@ -27,7 +27,7 @@ from asset_store.repositories.jobs import NewJob
 from asset_store.repositories.presets import NewPreset
 from asset_store.rights import licences
 from asset_store.tables import Job, JobState, Preset
-from flows import recipes
+from flows import recipe_keys, recipes
 from flows.brief import Making
 from flows.campaign import make_all, preview_url
 from flows.choosing import unit
@@ -97,7 +97,7 @@ def _submit(store: Store, plan: Plan, settings: Sequence[Setting]) -> list[list[
 def _job(made: Any, plan: Plan, setting: Setting, prompt: str, seed: int) -> NewJob:
     making = Making.model_validate({"scale": setting.scale, "window": setting.window})
     recipe = recipes.recipe_of(made, prompt, seed, making, plan.used if setting.scale > 0 else ())
-    return NewJob(recipes.job_key(recipe), recipes.batch_key(made, recipe), recipe)
+    return NewJob(recipe_keys.job_key(recipe), recipes.batch_key(made, recipe), recipe)
 
 
 def measure_settings(

@@ -167,9 +167,11 @@ def a_job(session: Session, references: Sequence[Reference] = (), state: JobStat
     recipe = {
         "prompt": "bobo on the beach",
         "seed": next(_numbers),
+        "steps": 20,
+        "models": [],
         "references": [{"id": str(reference.id), "sha256": reference.sha256} for reference in references],
     }
-    job = Job(key=sha256_of(recipe), batch_key="embedded", recipe=recipe, state=state)
+    job = Job(key=sha256_of(recipe), batch_key="studio/0123/64x64/20/ddim", recipe=recipe, state=state)
     session.add(job)
     session.flush()
     return job

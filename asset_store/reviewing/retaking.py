@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from asset_store.errors import RetakeRefused, StaleVersion
 from asset_store.repositories import jobs as job_table
 from asset_store.repositories.jobs import NewJob
-from asset_store.reviewing.decide import lock_asset, move, need_person
+from asset_store.reviewing.decide import lock_asset, move
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.states import ReviewEvent, next_state
 from asset_store.tables import AssetVersion, Retake
@@ -37,14 +37,13 @@ def begin(
 ) -> Retake:  # fmt: skip
     """changes requested | check failed -> draft: the asset waits for `job`, whose picture is its next version.
 
-    Who has a picture made anew asked for it, and may not approve it. RetakeRefused where nothing changes, a version was
+    Who has a picture made anew asked for it, and may not approve it; nor may the owner of a key that has. RetakeRefused where nothing changes, a version was
     made by the same job before, or the campaign's cap is reached; StaleVersion; TransitionRefused.
     """
     asset, version = lock_asset(session, asset_id)
     after = next_state(asset.review, ReviewEvent.RETAKE)
     if seen_sha256 != version.sha256:
         raise StaleVersion("picture", seen_sha256, version.sha256)
-    need_person(by, "have a picture made anew")
     made = session.scalars(select(AssetVersion.job_key).where(AssetVersion.asset_id == asset_id)).all()
     if not changes or job.key in made:
         raise RetakeRefused("nothing is changed: the same picture would come", "Change a setting, such as the seed.")

@@ -81,6 +81,21 @@ def prefect_server(home: Path) -> Iterator[str]:
                 _end(process)
 
 
+@contextmanager
+def worker(home: Path) -> Iterator[None]:
+    """`onmodel worker` as a process of its own, ended with this one."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from studio.cli.app import run; run()", "worker"], stdin=subprocess.DEVNULL, stdout=log,
+            stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            _end(process)
+
+
 def _await_health(api: str, process: subprocess.Popen[bytes], log: Path) -> None:
     give_up_at = time.monotonic() + PREFECT_STARTS_WITHIN_S
     while time.monotonic() < give_up_at and process.poll() is None:

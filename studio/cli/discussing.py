@@ -108,7 +108,8 @@ def retake(
     """Make an asset that was sent back anew. Without options its comments and reasons say what changes."""
     with speaking():
         from asset_store.reviewing.queue import find_asset
-        from flows.retaking import Wishes, retake_asset, wish_for
+        from flows.retake_plan import Wishes
+        from flows.retaking import retake_asset, wish_for
         from flows.wiring import open_store, os_user
 
         given = {"prompt": prompt, "negative_prompt": negative_prompt, "scale": scale, "steps": steps,

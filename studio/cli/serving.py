@@ -16,11 +16,12 @@ from studio.cli.console import err, out, plain, speaking
 def up(
     host: Annotated[str, typer.Option(help="Where to listen; other than loopback put TLS in front.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8400,
+    make: Annotated[bool, typer.Option("--worker/--no-worker", help="Make queued pictures here, too.")] = True,
     prefect: Annotated[
         bool, typer.Option("--prefect/--no-prefect", help="Start Prefect's server and flows, too.")
     ] = True,
 ) -> None:
-    """Start the database, Prefect, the API and the pages, and print the address and a link that signs you in."""
+    """Start the database, Prefect, a worker, the API and the pages, and print the address and a link that signs you in."""
     with speaking():
         import os
         import signal
@@ -30,7 +31,7 @@ def up(
         from flows.settings import load_settings, prefect_api
         from flows.wiring import open_store, os_user
         from studio.api.app import create_app
-        from studio.api.serving import first_person, link_for, listening, prefect_server
+        from studio.api.serving import first_person, link_for, listening, prefect_server, worker
 
         signal.signal(signal.SIGTERM, _ended)
         settings = load_settings()
@@ -43,6 +44,8 @@ def up(
             if prefect and prefect_api() is None:
                 err.print("[dim]Starting Prefect's server …[/]")
                 os.environ["PREFECT_API_URL"] = running.enter_context(prefect_server(settings.home))
+            if make:
+                running.enter_context(worker(settings.home))
             out.print(f"[bold]Onmodel[/] is at {plain(address)}, its data on {plain(store.database.describe())}")
             out.print(f"Sign in, once, within 15 minutes: {plain(link)}")
             err.print("[dim]Ctrl-C ends it; nothing is lost.[/]")

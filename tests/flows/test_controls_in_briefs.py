@@ -38,7 +38,7 @@ from asset_store.tables import (
     Reference,
     ReferenceState,
 )
-from flows import recipes
+from flows import recipe_keys, recipes
 from flows.brief import parse_brief
 from flows.campaign import run_campaign
 from flows.candidates import best
@@ -74,9 +74,9 @@ OLD_RECIPE: dict[str, Any] = {
 
 def test_recipes_of_before_keep_their_keys() -> None:
     """Both numbers were printed by the release before."""
-    assert recipes.job_key(OLD_RECIPE) == "b2aa2ca2c855b6cb5314f632b5bac268bfe6c5000291e97d4ae89bc3d416a0f0"
+    assert recipe_keys.job_key(OLD_RECIPE) == "b2aa2ca2c855b6cb5314f632b5bac268bfe6c5000291e97d4ae89bc3d416a0f0"
     text_only = {**OLD_RECIPE, "references": [], "encoder": None, "scale": 0.0}
-    assert recipes.job_key(text_only) == "71036d178032195ea721d206bfbc6875189339cdeb00dc13f6fd11004b65f189"
+    assert recipe_keys.job_key(text_only) == "71036d178032195ea721d206bfbc6875189339cdeb00dc13f6fd11004b65f189"
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_a_control_of_a_library_has_another_key_than_the_same_pixels_from_elsewh
     beside = {**OLD_RECIPE, "controls": [{"kind": "edges", "sha256": "f" * 64, "strength": 1.0, "window": [0.0, 1.0]}]}
     source = {"id": str(uuid.UUID(int=1)), "key": "layout.png", "sha256": "f" * 64, "weight": 0.0, "part": "control"}
     of_library = {**beside, "references": [*beside["references"], source]}
-    assert recipes.job_key(of_library) != recipes.job_key(beside)
-    learnt = {**source, "part": recipes.BY_MODEL}
-    assert recipes.job_key({**beside, "references": [*beside["references"], learnt]}) == recipes.job_key(beside)
+    assert recipe_keys.job_key(of_library) != recipe_keys.job_key(beside)
+    learnt = {**source, "part": recipe_keys.BY_MODEL}
+    assert recipe_keys.job_key({**beside, "references": [*beside["references"], learnt]}) == recipe_keys.job_key(beside)
 
 
 @pytest.mark.usefixtures("prefect")
@@ -114,7 +114,7 @@ def test_a_plain_brief_has_a_recipe_of_the_same_fields_as_before(home: Home) -> 
             **recipe,
             "references": [{k: r[k] for k in ("id", "key", "sha256", "weight")} for r in recipe["references"]],
         }
-        assert recipes.job_key(old) == picture.job.key
+        assert recipe_keys.job_key(old) == picture.job.key
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def record(home: Home) -> dict[str, Any]:
 def test_a_control_of_the_library_is_hashed_followed_recorded_and_recalled(full: Home) -> None:
     plain, text = BRIEF % "", BRIEF % (CONTROL % ("layout.png", ", extract: true"))
     recipe = recipe_of(text)
-    assert recipes.job_key(recipe) != recipes.job_key(recipe_of(plain))
+    assert recipe_keys.job_key(recipe) != recipe_keys.job_key(recipe_of(plain))
     (control,) = recipe["controls"]
     assert (control["kind"], control["strength"], control["window"], control["extracted"]) == (
         "edges",
@@ -270,7 +270,7 @@ def test_a_reference_beside_the_brief_is_still_a_reference(full: Home, tmp_path:
     text = BRIEF % (CONTROL % ("mine.png", ""))
     recipe = recipe_of(text, tmp_path)
     assert [(r["key"], r["part"]) for r in recipe["references"][1:]] == [("layout.png", "control")]
-    assert recipes.job_key(recipe) == recipes.job_key(recipe_of(BRIEF % (CONTROL % ("layout.png", ""))))
+    assert recipe_keys.job_key(recipe) == recipe_keys.job_key(recipe_of(BRIEF % (CONTROL % ("layout.png", ""))))
     withdraw("layout.png", by="rita", reason="the contract ended")
     with pytest.raises(RightsRefused, match="layout.png was withdrawn"):
         planned(text, tmp_path)
@@ -374,7 +374,7 @@ def test_a_characters_model_is_in_key_picture_and_lineage_and_a_recall_of_what_i
     recipe = recipe_of(MODEL)
     assert recipe["prompt"] == "a sks mascot, waving"
     assert recipe["character_model"]["sha256"] == model.sha256
-    assert recipes.job_key(recipe) != recipes.job_key(recipe_of(plain))
+    assert recipe_keys.job_key(recipe) != recipe_keys.job_key(recipe_of(plain))
     assert run(plain, name="plain")["problems"] == []
     assert run(MODEL)["problems"] == []
     assert pixels(full)["plain"] != pixels(full)["parts"]
@@ -425,7 +425,7 @@ def test_versions_are_named_and_without_references_the_model_speaks_alone(
     with pytest.raises(NotFound):
         planned(MODEL.replace("latest", "7"))
     alone = BRIEF % ", scale: 0, character_model: 1"
-    assert recipes.heard(recipe_of(alone)) == []
+    assert recipe_keys.heard(recipe_of(alone)) == []
     assert run(alone)["problems"] == []
     with full.database.transaction() as session:
         asset = session.scalars(select(Asset)).one()
@@ -619,7 +619,7 @@ def test_told_to_stop_a_worker_gives_back_what_it_has_not_begun(ingested: Home) 
 def test_a_reference_is_on_the_contact_sheet_once(ingested: Home) -> None:
     with open_store() as store:
         recipe = dict(planned(BEST).pictures[0].job.recipe)
-        recipe["references"] = [recipe["references"][0], {**recipe["references"][0], "part": recipes.BY_MODEL}]
+        recipe["references"] = [recipe["references"][0], {**recipe["references"][0], "part": recipe_keys.BY_MODEL}]
         assert [t.first for t in made_from(store, recipe)] == ["reference"]
 
 

@@ -16,9 +16,11 @@ from asset_store.reviewing import comments
 from asset_store.reviewing.decide import decide
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, AssetVersion, Check, Job, LineageRecord, Verdict
+from flows import recipes
 from flows.campaign import run_campaign
 from flows.library import ingest_library
-from flows.retaking import Wishes, retake_asset, suggest, wish_for
+from flows.retake_plan import Wishes, suggest
+from flows.retaking import retake_asset, wish_for
 from flows.sweep import sweep
 from flows.wiring import engine, open_store
 from flows.worker import Worker
@@ -103,6 +105,14 @@ def test_only_what_is_wished_changes_and_it_is_shown_before_it_runs(sent_back: t
         wish_for(id_, Wishes(same_seed=True))
     other = [wish_for(id_, Wishes()).job.recipe["seed"] for _ in range(3)]
     assert len({*other, 5}) == 4
+
+
+def test_where_the_job_is_queued_is_where_the_engine_would_queue_it(sent_back: tuple[Home, uuid.UUID]) -> None:
+    _, id_ = sent_back
+    plan = wish_for(id_, Wishes(steps=3, scale=1.1))
+    with open_store() as store:
+        assert plan.job.batch_key == recipes.batch_key(engine(store.settings), plan.job.recipe)
+        assert "/3/" in plan.job.batch_key
 
 
 def test_a_doubtful_identity_raises_the_scale(sent_back: tuple[Home, uuid.UUID]) -> None:

@@ -48,15 +48,16 @@ def test_one_command_starts_everything_and_its_link_signs_in(home: Home) -> None
             assert {"decide", "release", "administer"} <= set(me["actions"]["*"])
             assert browser.get("/v1/assets").json()["assets"] == []
             assert browser.post("/v1/sessions", json={"link": token}).status_code == 401
-        prefect = [p for p in psutil.Process(process.pid).children() if "prefect" in " ".join(p.cmdline())]
-        assert prefect
+        beside = [" ".join(p.cmdline()) for p in psutil.Process(process.pid).children()]
+        for part in ("prefect server", "flows.deployments", "worker"):
+            assert any(part in line for line in beside), (part, beside)
     finally:
         end(process)
 
 
 def test_a_second_start_signs_the_same_person_in_and_adds_nobody(home: Home) -> None:
     for _ in range(2):
-        process, address, token = started(home, "--no-prefect")
+        process, address, token = started(home, "--no-prefect", "--no-worker")
         try:
             assert httpx.post(f"{address}/v1/sessions", json={"link": token}).status_code == 201
         finally:
@@ -65,9 +66,9 @@ def test_a_second_start_signs_the_same_person_in_and_adds_nobody(home: Home) -> 
 
 
 def test_a_port_that_is_taken_is_told(home: Home) -> None:
-    process, address, _ = started(home, "--no-prefect")
+    process, address, _ = started(home, "--no-prefect", "--no-worker")
     try:
-        answer = home.onmodel("up", "--no-prefect", "--port", address.rpartition(":")[2])
+        answer = home.onmodel("up", "--no-prefect", "--no-worker", "--port", address.rpartition(":")[2])
         assert answer.code != 0
         assert "--port" in answer.err
     finally:
@@ -76,7 +77,7 @@ def test_a_port_that_is_taken_is_told(home: Home) -> None:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 def test_it_listens_on_loopback_alone(home: Home) -> None:
-    process, _, _ = started(home, "--no-prefect")
+    process, _, _ = started(home, "--no-prefect", "--no-worker")
     try:
         listening = [c for c in psutil.Process(process.pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
         assert {c.laddr.ip for c in listening} == {"127.0.0.1"}

@@ -65,7 +65,7 @@ const acts = {
   pin: () => pinning(!room.hasAttribute("data-pinning")),
   help: () => document.querySelector("[data-help]").showModal(),
 };
-for (const button of room.querySelectorAll("[data-do]")) button.addEventListener("click", () => acts[button.dataset.do]());
+for (const button of room.querySelectorAll("[data-do]")) button.addEventListener("click", () => acts[button.dataset.do]?.());
 
 // ------------------------------------------------------------------ comments and pins
 
@@ -159,6 +159,53 @@ setInterval(() => unsent.length && send(), 5000);
 drawn();
 if (unsent.length) send();
 
+// ------------------------------------------------------------------ making it anew
+
+const retaking = document.querySelector("[data-retake]"), wishes = document.querySelector("[data-retake-form]");
+const numbers = ["scale", "guidance", "steps", "seed"], texts = ["prompt", "negative_prompt"];
+let current = {};
+
+/** What the form asks for, in the kinds that /v1 takes; an empty number is left as it is. */
+function wished() {
+  const told = Object.fromEntries(texts.map((n) => [n, wishes.elements[n].value]));
+  for (const n of numbers) if (wishes.elements[n].value !== "") told[n] = Number(wishes.elements[n].value);
+  return told;
+}
+
+function changesShown() {
+  const rows = Object.entries(wished()).filter(([n, v]) => (current[n] ?? "") !== v).map(([n, v]) => {
+    const row = document.createElement("li"), before = document.createElement("del"), after = document.createElement("ins");
+    before.textContent = current[n] ?? "–";
+    after.textContent = v;
+    row.append(`${n.replace("_", " ")}: `, before, " → ", after);
+    return row;
+  });
+  document.querySelector("[data-retake-changes]").replaceChildren(...rows);
+}
+
+async function openRetake() {
+  const answer = await ask("GET", `/v1/assets/${asset}/retake`);
+  if (!answer.ok) return say(told(answer.body));
+  const { settings, changes, number, most } = answer.body;
+  current = { ...settings, ...Object.fromEntries(changes.map((c) => [c.name, c.before])) };
+  for (const n of [...texts, ...numbers]) wishes.elements[n].value = settings[n] ?? "";
+  document.querySelector("[data-retake-count]").textContent = `Retake ${number} of ${most}. Comments and reasons are put behind the prompt; change what you like.`;
+  changesShown();
+  retaking.showModal();
+}
+
+wishes?.addEventListener("input", changesShown);
+document.querySelector("[data-retake-close]")?.addEventListener("click", () => retaking.close());
+wishes?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const answer = await ask("POST", `/v1/assets/${asset}/retake`, { sha256, wishes: wished() }, { "If-Match": `"${room.dataset.rowVersion}"`, "Idempotency-Key": crypto.randomUUID() });
+  retaking.close();
+  if (!answer.ok) return say(told(answer.body));
+  sessionStorage.setItem("said", "It is queued, and comes into review when it is made.");
+  location.reload();
+});
+acts.retake = openRetake;
+
 // ------------------------------------------------------------------ keys
 
 const keysOn = document.querySelector("[data-keys-on]");
@@ -187,7 +234,7 @@ document.addEventListener("keydown", (event) => {
   if (typing(event) || (event.key !== "?" && !keysOn.checked)) return;
   const act = {
     j: () => go(room.dataset.next), k: () => go(room.dataset.previous), a: () => decide("approve"), c: () => decide("request changes"),
-    r: () => decide("reject"), s: acts.compare, z: acts.zoom, p: find('[data-do="pin"]') ? acts.pin : undefined, "?": acts.help,
+    r: () => decide("reject"), s: acts.compare, z: acts.zoom, p: find('[data-do="pin"]') ? acts.pin : undefined, t: find('[data-do="retake"]') ? acts.retake : undefined, "?": acts.help,
   }[event.key];
   if (act) {
     event.preventDefault();

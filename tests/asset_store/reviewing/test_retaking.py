@@ -87,7 +87,7 @@ def test_what_waits_or_was_decided_otherwise_is_not_made_anew(session: Session) 
         retaking.begin(session, waiting.id, job(1), [SEED], "pat", picture_of(waiting))
 
 
-def test_the_same_again_another_s_picture_and_nobody_are_refused(session: Session) -> None:
+def test_the_same_again_and_another_s_picture_are_refused(session: Session) -> None:
     asset = sent_back(session)
     same = NewJob(asset.job_key, "embedded", {"references": []})
     for wanted, changes in ((job(1), []), (same, [SEED])):
@@ -95,6 +95,14 @@ def test_the_same_again_another_s_picture_and_nobody_are_refused(session: Sessio
             retaking.begin(session, asset.id, wanted, changes, "pat", picture_of(asset))
     with pytest.raises(StaleVersion):
         retaking.begin(session, asset.id, job(1), [SEED], "pat", a_sha256("another"))
-    with pytest.raises(FourEyes):
-        retaking.begin(session, asset.id, job(1), [SEED], "key:ci", picture_of(asset))
     assert asset.review is ReviewState.CHANGES_REQUESTED
+
+
+def test_who_owns_the_key_that_had_it_made_anew_does_not_approve(session: Session) -> None:
+    asset = sent_back(session)
+    retaking.begin(session, asset.id, job(1), [SEED], "key:agent of pat", picture_of(asset))
+    a_version(session, asset)
+    decide.submit(session, asset.id, "flow:retake", blob_known=lambda sha256: True)
+    decide.finish_checks(session, asset.id, [a_check()])
+    with pytest.raises(FourEyes, match="made anew"):
+        approve(session, asset, "Pat")

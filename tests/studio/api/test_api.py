@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from asset_store import errors
 from asset_store.errors import OnmodelError, StoreError
 from asset_store.reviewing import decide as rules
-from asset_store.tables import Asset, AuditRow, Decision, Role
+from asset_store.tables import Asset, AuditRow, Decision, Job, Role
 from studio.api.app import create_app
 from studio.api.callers import COOKIE, CSRF_HEADER
 from studio.api.limits import Limiter, Rate
@@ -231,6 +231,28 @@ def test_two_people_withdraw_what_was_suspended(door: Door) -> None:
     assert rita.post(confirm).status_code == 403
     assert omar.post(confirm).json()["availability"] == "withdrawn"
     assert omar.post(confirm).status_code == 409
+
+
+def test_a_producer_sees_what_a_retake_changes_and_queues_it(door: Door, grace: TestClient) -> None:
+    (asset,) = some_assets(door)
+    pat = door.person("pat", Role.PRODUCER)
+    sent_back = say(grace, get(grace, asset), "request changes", reason="closer to the water").json()
+    plan = pat.get(f"/v1/assets/{asset.id}/retake").json()
+    changes = {c["name"]: c["after"] for c in plan["changes"]}
+    assert changes["prompt"] == "bobo on the beach, closer to the water"
+    assert (plan["number"], plan["most"]) == (1, 3)
+    address, headers = f"/v1/assets/{asset.id}/retake", {"If-Match": f'"{sent_back["row_version"]}"'}
+    body = {"sha256": sent_back["current"]["sha256"], "wishes": {"prompt": "a beach", "seed": 9}}
+    assert grace.post(address, json=body, headers=headers).status_code == 403
+    assert pat.post(address, json={**body, "sha256": a_sha256("another")}, headers=headers).status_code == 412
+    assert pat.post(address, json={**body, "wishes": {"scale": 99}}, headers=headers).status_code == 422
+    assert pat.post(address, json={**body, "wishes": {"window": [0.9, 0.1]}}, headers=headers).status_code == 422
+    queued = pat.post(address, json=body, headers=headers)
+    assert (queued.status_code, queued.json()["review"]) == (201, "draft")
+    with door.session() as session:
+        job = session.get_one(Job, session.get_one(Asset, asset.id).job_key)
+        assert (job.state, job.recipe["prompt"], job.recipe["seed"]) == ("queued", "a beach", 9)
+    assert pat.post(address, json=body, headers={"If-Match": queued.headers["etag"]}).status_code == 409
 
 
 # ---------------------------------------------------------------------------- signing in, and what guards it

@@ -51,6 +51,8 @@ CALLS: dict[tuple[str, str], Call] = {
     ("GET", "/v1/assets/{asset_id}/assignments"): Call(Action.VIEW),
     ("POST", "/v1/assets/{asset_id}/assignments"): Call(Action.ASSIGN, {"stage": "brand", "person": "hedy"}),
     ("DELETE", "/v1/assets/{asset_id}/assignments"): Call(Action.ASSIGN, query="?stage=brand&person=nobody"),
+    ("GET", "/v1/assets/{asset_id}/retake"): Call(Action.PRODUCE),
+    ("POST", "/v1/assets/{asset_id}/retake"): Call(Action.PRODUCE, {"sha256": ZERO}),
     ("POST", "/v1/assets/{asset_id}/suspensions"): Call(Action.SUSPEND, REASON),
     ("POST", "/v1/assets/{asset_id}/proposals"): Call(Action.REINSTATE, {"event": "withdraw", **REASON}),
     ("POST", "/v1/proposals/{proposal_id}/confirmation"): Call(Action.REINSTATE),

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from asset_store.reviewing import comments
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, CheckOutcome, Comment, Decision, Role
+from asset_store.tables import Asset, CheckOutcome, Comment, Decision, Job, Role
 from tests.studio.pages.conftest import Site
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script>{{7*7}}'\";--"
@@ -193,6 +193,29 @@ def test_the_next_and_the_one_before_are_those_of_the_list(site: Site) -> None:
     assert len(set(seen)) == 3
     assert page.locator("h1").inner_text() == seen[1]
     assert {a.shot for a in made} == {s.split(" #")[0] for s in seen}
+
+
+def test_what_was_asked_for_is_read_as_a_diff_and_made_anew(site: Site) -> None:
+    (asset,) = site.assets(1)
+    reviewer = site.person("grace", Role.REVIEWER)
+    reviewer.goto(f"{site.address}/assets/{asset.id}")
+    reviewer.locator("[name=reason]").fill("closer to the water")
+    reviewer.locator("[data-verdict='request changes']").click()
+    expect(reviewer.locator(".side .state").first).to_have_text("changes requested")
+    expect(reviewer.get_by_role("button", name="Make it anew")).to_have_count(0)
+    producer = site.person("pat", Role.PRODUCER)
+    producer.goto(f"{site.address}/assets/{asset.id}")
+    producer.keyboard.press("t")
+    changes = producer.locator("[data-retake-changes]")
+    expect(changes).to_contain_text("bobo on the beach, closer to the water")
+    producer.get_by_label("Seed").fill("12345")
+    expect(changes).to_contain_text("12345")
+    producer.get_by_role("button", name="Make it", exact=True).click()
+    expect(producer.locator("#said")).to_contain_text("queued")
+    with site.session() as session:
+        job = session.get_one(Job, session.get_one(Asset, asset.id).job_key)
+        assert (job.recipe["seed"], job.recipe["prompt"]) == (12345, "bobo on the beach, closer to the water")
+    quiet(producer)
 
 
 def test_words_of_others_show_as_words(site: Site) -> None:

@@ -1,0 +1,41 @@
+"""What can be said of a recipe without the engine: its key, who its references are, where its job is queued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asset_store.canonical import sha256_of
+
+BY_MODEL = "character model"  # the part of references that a character's model learnt from
+UNDETERMINING = ("preset",)  # told in lineage; the numbers that it gave are in the recipe themselves
+
+
+def heard(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The references that an adapter hears, identity first as they were given."""
+    return [r for r in recipe["references"] if "part" not in r]
+
+
+def job_key(recipe: dict[str, Any]) -> str:
+    """The sha256 of what determines the picture and whose rights it needs: contents by hash, not the names and ids they
+    go by here. A control from a library and the same pixels from elsewhere are two jobs: only one can be recalled. What
+    a character's model learnt from is said by the model's own hash."""
+    said = {k: v for k, v in recipe.items() if k not in UNDETERMINING}
+    said["models"] = [{"role": m["role"], "sha256": m["sha256"]} for m in recipe["models"]]
+    determining = [r for r in recipe["references"] if r.get("part") != BY_MODEL]
+    said["references"] = [_only(r, "sha256", "weight", "adapter", "part") for r in determining]
+    if "controls" in recipe:
+        said["controls"] = [_only(c, "kind", "sha256", "strength", "window") for c in recipe["controls"]]
+    if "character_model" in recipe:
+        said["character_model"] = _only(recipe["character_model"], "sha256", "strength")
+    return sha256_of(said)
+
+
+def _only(entry: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: entry[name] for name in names if name in entry}
+
+
+def requeued(batch_key: str, recipe: dict[str, Any]) -> str:
+    """The batch key of a recipe that differs from that of `batch_key` in what a retake may change: of what jobs of a batch
+    share, that is the steps alone."""
+    family, models, size, _, *rest = batch_key.split("/")
+    return "/".join([family, models, size, str(recipe["steps"]), *rest])

@@ -1,0 +1,78 @@
+"""`/v1/assets/{id}/retake`: what making a picture anew would change, and having it made."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from asset_store.people.permissions import Action
+from asset_store.reviewing import retaking
+from flows.retake_plan import RetakePlan, Wishes, plan_retake
+from studio.api.answers import Answer, AssetOut
+from studio.api.assets import Asked, Sha, current_asset, seen_asset
+from studio.api.callers import Idempotency, IfMatch, StoreDep, Who, row_version
+from studio.api.once import answered
+
+router = APIRouter(tags=["retakes"])
+
+
+class ChangeOut(Answer):
+    name: str
+    before: Any
+    after: Any
+
+
+class RetakePlanOut(Answer):
+    """`number` of at most `most` retakes; `comments` are those that the picture is made anew for."""
+
+    number: int
+    most: int
+    changes: list[ChangeOut]
+    settings: Annotated[dict[str, Any], Field(description="what may be wished otherwise, as it would be")]
+    comments: list[uuid.UUID]
+
+    @classmethod
+    def of(cls, plan: RetakePlan) -> RetakePlanOut:
+        open_to_wishes = [n for n in Wishes.model_fields if n != "same_seed"]
+        return cls(
+            number=plan.number, most=plan.most,
+            changes=[ChangeOut(name=c.name, before=c.before, after=c.after) for c in plan.changes],
+            settings={n: plan.job.recipe.get(n) for n in open_to_wishes}, comments=[c.id for c in plan.comments],
+        )  # fmt: skip
+
+
+class RetakeIn(Asked):
+    """Without wishes what was said of the picture says what changes. `sha256`: of the picture that is to be made anew."""
+
+    sha256: Sha
+    wishes: Wishes | None = None
+
+
+@router.get("/assets/{asset_id}/retake")
+def plan(asset_id: uuid.UUID, who: Who, store: StoreDep) -> RetakePlanOut:
+    """What would change, from the comments and reasons; nothing is made. Another seed is drawn each time."""
+    with store.database.transaction() as session:
+        return RetakePlanOut.of(plan_retake(session, seen_asset(session, asset_id, who, Action.PRODUCE), None))
+
+
+@router.post("/assets/{asset_id}/retake", status_code=201)
+def retake(
+    asset_id: uuid.UUID, body: RetakeIn, who: Who, store: StoreDep, response: Response, if_match: IfMatch = None,
+    idempotency_key: Idempotency = None,
+) -> AssetOut:  # fmt: skip
+    """Queue the next version; a worker makes it and it comes into review like the first."""
+    version = row_version(if_match)
+
+    def act(session: Session) -> AssetOut:
+        asset = current_asset(session, asset_id, who, Action.PRODUCE, version)
+        planned = plan_retake(session, asset, body.wishes)
+        comments = [c.id for c in planned.comments]
+        retaking.begin(session, asset_id, planned.job, planned.changes, who.actor, body.sha256, comments)
+        return AssetOut.of(asset)
+
+    asked = {"retake": str(asset_id), "version": version, **body.model_dump(mode="json")}
+    return answered(store, who, idempotency_key, asked, act, AssetOut, response)
