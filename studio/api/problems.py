@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 
 from asset_store import errors
@@ -90,6 +90,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OperationalError, _away)
+    app.add_exception_handler(DataError, _unstorable)
+    app.add_exception_handler(UnicodeEncodeError, _unstorable)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -119,4 +121,12 @@ async def _away(request: Request, error: Exception) -> Response:
     log.warning("the database is away: %s", error)
     return _told(
         request, problem(503, "the database cannot be reached now", next_step="Try again in a moment.", kind="Away")
+    )
+
+
+async def _unstorable(request: Request, error: Exception) -> Response:
+    """PostgreSQL stores no NUL, no half surrogate pair, and no number beyond its columns."""
+    told = "the request has text or a number that cannot be stored"
+    return _told(
+        request, problem(422, told, next_step="Leave out NUL characters and half surrogate pairs.", kind="Unstorable")
     )
