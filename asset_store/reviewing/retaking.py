@@ -10,13 +10,13 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from asset_store.errors import RetakeRefused, StaleVersion
+from asset_store.errors import RetakeRefused, StaleVersion, TransitionRefused
 from asset_store.repositories import jobs as job_table
 from asset_store.repositories.jobs import NewJob
 from asset_store.reviewing.decide import lock_asset, move
 from asset_store.reviewing.policy import policy_of
-from asset_store.reviewing.states import ReviewEvent, next_state
-from asset_store.tables import AssetVersion, Retake
+from asset_store.reviewing.states import ReviewEvent, ReviewState, next_state
+from asset_store.tables import Asset, AssetVersion, Job, JobState, Retake
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,16 @@ def begin(
     session: Session, asset_id: uuid.UUID, job: NewJob, changes: Sequence[Change], by: str, seen_sha256: str,
     comments: Sequence[uuid.UUID] = (),
 ) -> Retake:  # fmt: skip
-    """changes requested | check failed -> draft: the asset waits for `job`, whose picture is its next version.
+    """changes requested | check failed -> draft: the asset waits for `job`, whose picture is its next version. So does a
+    draft whose retake came to nothing, as its job failed or was cancelled.
 
     Who has a picture made anew asked for it, and may not approve it; nor may the owner of a key that has. RetakeRefused where nothing changes, a version was
     made by the same job before, or the campaign's cap is reached; StaleVersion; TransitionRefused.
     """
     asset, version = lock_asset(session, asset_id)
     after = next_state(asset.review, ReviewEvent.RETAKE)
+    if asset.review is ReviewState.DRAFT and not came_to_nothing(session, asset):
+        raise TransitionRefused(asset.review, ReviewEvent.RETAKE)
     if seen_sha256 != version.sha256:
         raise StaleVersion("picture", seen_sha256, version.sha256)
     made = session.scalars(select(AssetVersion.job_key).where(AssetVersion.asset_id == asset_id)).all()
@@ -63,6 +66,12 @@ def begin(
     told = {"retake": spent + 1, "job": job.key, "changes": row.changes, "comments": row.comments}
     move(session, asset, version, ReviewEvent.RETAKE, after, by, told)
     return row
+
+
+def came_to_nothing(session: Session, asset: Asset) -> bool:
+    """Whether the asset waits for a picture of a job that was set aside or cancelled."""
+    state = session.scalar(select(Job.state).where(Job.key == asset.job_key))
+    return state in (JobState.FAILED, JobState.CANCELLED)
 
 
 def retakes_of(session: Session, asset_id: uuid.UUID) -> int:

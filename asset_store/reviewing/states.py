@@ -58,6 +58,7 @@ class AvailabilityEvent(enum.StrEnum):
 REVIEW_TRANSITIONS: Mapping[tuple[ReviewState, ReviewEvent], ReviewState] = MappingProxyType(
     {
         (ReviewState.DRAFT, ReviewEvent.SUBMIT): ReviewState.CHECKING,
+        (ReviewState.DRAFT, ReviewEvent.RETAKE): ReviewState.DRAFT,  # where the job of a retake failed or was cancelled
         (ReviewState.CHECKING, ReviewEvent.CHECKS_PASSED): ReviewState.IN_REVIEW,
         (ReviewState.CHECKING, ReviewEvent.CHECKS_FAILED): ReviewState.CHECK_FAILED,
         (ReviewState.CHECK_FAILED, ReviewEvent.WAIVE): ReviewState.IN_REVIEW,

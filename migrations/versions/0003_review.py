@@ -16,12 +16,12 @@ depends_on = None
 APPEND_ONLY = ("comments", "retakes")
 MOMENT = sa.DateTime(timezone=True)
 
-# Assets that wait now: one stage a round was all there was, and its index is in `stage`.
+# Assets that wait now, or that a stricter word may still be said of: one stage a round was all there was, and its index is in `stage`.
 WAITING = """
 UPDATE assets SET
     waits_at = ARRAY[coalesce(campaigns.stages ->> assets.stage, campaigns.stages ->> -1, 'brand')],
     round_at = now()
-FROM campaigns WHERE campaigns.id = assets.campaign_id AND assets.review = 'in review'
+FROM campaigns WHERE campaigns.id = assets.campaign_id AND assets.review IN ('in review', 'changes requested')
 """
 
 

@@ -22,6 +22,7 @@ from asset_store.reviewing import assigning, grid
 from asset_store.reviewing.comments import remarks_of
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.queue import DOUBT
+from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome, LineageRecord
 from studio.api.answers import AssetOut, CommentOut
@@ -122,6 +123,7 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
             comments=[CommentOut.of(r).model_dump(mode="json") for r in remarks_of(session, asset.id)],
             asked=assigning.assignments_of(session, asset.id), stages=policy_of(asset.campaign).rounds,
             decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
+            lost=asset.review is ReviewState.DRAFT and asset.current is not None and came_to_nothing(session, asset),
             mine=_my_stages(asset, who), may={a.value: who.may(a, asset.campaign.brand_id) for a in Action},
             around=_around(session, asset, within, who), within=urlencode(within),
         )  # fmt: skip

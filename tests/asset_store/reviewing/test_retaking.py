@@ -78,6 +78,20 @@ def test_a_campaign_caps_its_retakes(session: Session, most: int) -> None:
     assert asset.review is ReviewState.CHANGES_REQUESTED
 
 
+@pytest.mark.parametrize(("state", "again"), [(JobState.FAILED, True), (JobState.CANCELLED, True), (JobState.QUEUED, False), (JobState.RUNNING, False)])  # fmt: skip
+def test_a_retake_that_came_to_nothing_may_be_asked_for_again(session: Session, state: JobState, again: bool) -> None:
+    asset = sent_back(session)
+    retaking.begin(session, asset.id, job(1), [SEED], "pat", picture_of(asset))
+    session.get_one(Job, job(1).key).state = state
+    session.flush()
+    if again:
+        retaking.begin(session, asset.id, job(2), [SEED], "pat", picture_of(asset))
+        assert (asset.review, asset.job_key) == (ReviewState.DRAFT, job(2).key)
+    else:
+        with pytest.raises(TransitionRefused):
+            retaking.begin(session, asset.id, job(2), [SEED], "pat", picture_of(asset))
+
+
 def test_what_waits_or_was_decided_otherwise_is_not_made_anew(session: Session) -> None:
     waiting = an_asset_in_review(session)
     with pytest.raises(TransitionRefused):

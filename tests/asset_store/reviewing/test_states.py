@@ -11,6 +11,7 @@ from asset_store.reviewing.states import Availability, AvailabilityEvent, Review
 
 REVIEW = """
 draft             submit           checking
+draft             retake           draft
 checking          checks passed    in review
 checking          checks failed    check failed
 check failed      waive            in review
