@@ -31,6 +31,8 @@
     │   ├── KeyReused               key
     │   ├── AccountRefused
     │   ├── NotSignedIn
+    │   ├── ShareRefused
+    │   ├── PasswordWrong
     │   ├── Forbidden               by, action
     │   ├── LineageIncomplete       missing
     │   ├── RightsRefused           problems
@@ -336,6 +338,14 @@ class AccountRefused(StoreError):
 
 class NotSignedIn(StoreError):
     """Nobody is known by this link, session or key, or nobody any more."""
+
+
+class ShareRefused(StoreError):
+    """A share link that cannot be as it was asked for."""
+
+
+class PasswordWrong(StoreError):
+    """A share link's password is missing or another."""
 
 
 class Forbidden(StoreError):

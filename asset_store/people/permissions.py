@@ -17,6 +17,7 @@ class Action(enum.StrEnum):
     COMMENT = "comment"
     PRODUCE = "produce"  # ask for campaigns and retakes
     ASSIGN = "assign"
+    SHARE = "share"  # links for people without an account
     DECIDE = "decide"  # at a stage
     WAIVE = "waive"
     REOPEN = "reopen"
@@ -33,15 +34,15 @@ READING = frozenset({A.VIEW, A.COMMENT})
 ALLOWED: Mapping[Role, frozenset[Action]] = MappingProxyType(
     {
         Role.VIEWER: frozenset({A.VIEW}),
-        Role.PRODUCER: READING | {A.PRODUCE, A.ASSIGN},
-        Role.REVIEWER: READING | {A.DECIDE, A.ASSIGN},
-        Role.BRAND_LEAD: READING | {A.PRODUCE, A.ASSIGN, A.DECIDE, A.WAIVE, A.REOPEN, A.AUDIT},
+        Role.PRODUCER: READING | {A.PRODUCE, A.ASSIGN, A.SHARE},
+        Role.REVIEWER: READING | {A.DECIDE, A.ASSIGN, A.SHARE},
+        Role.BRAND_LEAD: READING | {A.PRODUCE, A.ASSIGN, A.SHARE, A.DECIDE, A.WAIVE, A.REOPEN, A.AUDIT},
         Role.RELEASER: READING | {A.RELEASE},
         Role.RIGHTS_MANAGER: READING | {A.SUSPEND, A.REINSTATE, A.RECALL, A.AUDIT},
         Role.ADMIN: frozenset({A.VIEW, A.AUDIT, A.ADMINISTER}),
     }
 )
-NEVER_BY_KEY = frozenset({A.DECIDE, A.WAIVE, A.REOPEN, A.REINSTATE, A.ADMINISTER})
+NEVER_BY_KEY = frozenset({A.DECIDE, A.SHARE, A.WAIVE, A.REOPEN, A.REINSTATE, A.ADMINISTER})
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from asset_store.reviewing.states import Availability, ReviewEvent, ReviewState,
 from asset_store.tables import Asset, AssetVersion, Check, CheckOutcome, Decision, LineageRecord, Retake, Verdict
 
 SYSTEM = "system"
-NOT_A_PERSON = ("system", "flow:", "key:")  # how names of actors that are no people begin
+NOT_A_PERSON = ("system", "flow:", "key:", "guest:")  # how names of actors that are no people begin
 
 
 @dataclass(frozen=True, slots=True)

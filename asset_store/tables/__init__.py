@@ -32,7 +32,7 @@ from asset_store.tables.models import (
     Preset,
     TrainedModel,
 )
-from asset_store.tables.people import Answered, ApiKey, BrowserSession, Grant, Person, Role, SignInLink
+from asset_store.tables.people import Answered, ApiKey, BrowserSession, Grant, Person, Role, ShareLink, SignInLink
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
 from asset_store.tables.work import Campaign, Job, JobState
 
@@ -77,6 +77,7 @@ __all__ = [
     "ReferenceState",
     "Retake",
     "Role",
+    "ShareLink",
     "SignInLink",
     "TrainedModel",
     "Verdict",

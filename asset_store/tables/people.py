@@ -7,7 +7,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, Text, UniqueConstraint, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -106,3 +106,21 @@ class Answered(Base):
     status: Mapped[int]
     body: Mapped[dict[str, Any]]
     made_at: Mapped[Made] = mapped_column(index=True)
+
+
+class ShareLink(Base):
+    """A link under which people who have no account see some pictures of one brand, until it ends or is revoked."""
+
+    __tablename__ = "share_links"
+    __table_args__ = (Index("ix_share_links_brand_id", "brand_id"),)
+    id: Mapped[Id]
+    sha256: Mapped[Sha256] = mapped_column(unique=True)
+    title: Mapped[str]
+    brand_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("brands.id"))
+    assets: Mapped[list[uuid.UUID]] = mapped_column(ARRAY(Uuid))
+    can_comment: Mapped[bool]
+    password_hash: Mapped[str | None]
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    by: Mapped[str]
+    made_at: Mapped[Made]

@@ -22,6 +22,7 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: dict[type[OnmodelError], int] = {
     errors.NotSignedIn: 401,
     errors.Forbidden: 403,
+    errors.PasswordWrong: 403,
     errors.FourEyes: 403,
     errors.NotFound: 404,
     errors.Ambiguous: 409,
@@ -35,6 +36,7 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.ReasonMissing: 422,
     errors.RemarkRefused: 422,
     errors.AccountRefused: 422,
+    errors.ShareRefused: 422,
     errors.KeyReused: 422,
     errors.FileInvalid: 422,
     errors.PlaceInvalid: 422,

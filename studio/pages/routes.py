@@ -5,13 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.staticfiles import StaticFiles
@@ -26,10 +24,11 @@ from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome, LineageRecord
 from studio.api.answers import AssetOut, CommentOut
-from studio.api.callers import COOKIE, StoreDep, caller, csrf_of
+from studio.api.callers import StoreDep, caller
+from studio.pages import shared
+from studio.pages.rendering import HERE, page
 from studio.pages.versions import changed_settings
 
-HERE = Path(__file__).resolve().parent
 PAGE = 60
 QUEUE, QUEUE_SHOWN = "queue", 200
 FILTERS = (
@@ -52,7 +51,8 @@ def install(app: FastAPI) -> None:
     """Serve the pages and their files beside the API."""
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.include_router(router)
-    app.state.problem_page = lambda request, problem: _page(request, "problem.html", None, problem=problem)
+    app.include_router(shared.router)
+    app.state.problem_page = lambda request, problem: page(request, "problem.html", None, problem=problem)
     app.add_exception_handler(_ToSignIn, lambda request, error: RedirectResponse("/sign-in", 303))
 
 
@@ -68,18 +68,18 @@ def _who(request: Request, store: StoreDep) -> Principal:
 
 
 @router.get("/sign-in")
-def sign_in_page(request: Request) -> Response:
+def sign_inpage(request: Request) -> Response:
     """Its script takes the token from behind the #, which no server sees."""
-    return _page(request, "sign_in.html", None)
+    return page(request, "sign_in.html", None)
 
 
 @router.get("/")
-def queue_page(request: Request, store: StoreDep) -> Response:
+def queuepage(request: Request, store: StoreDep) -> Response:
     """What waits for the caller's own decision, the doubtful first."""
     who = _who(request, store)
     with store.database.transaction() as session:
         found, more = _queue(session, who)
-        return _page(request, "queue.html", who, cards=[_card(a, QUEUE) for a in found], more=more)
+        return page(request, "queue.html", who, cards=[_card(a, QUEUE) for a in found], more=more)
 
 
 @router.get("/assets")
@@ -91,15 +91,15 @@ def grid_page(
     given = {k: v for k in FILTERS if (v := request.query_params.get(k, "").strip())}
     with store.database.transaction() as session:
         filters, told = _filters(given, who)
-        page = grid.page(session, filters, after, PAGE)
+        found = grid.page(session, filters, after, PAGE)
         counts = grid.counts(session, filters)
         names = _names(session, who)
         address = urlencode(given)
-        return _page(
-            request, "grid.html", who, cards=[_card(a, address) for a in page.assets], given=given, told=told, counts=counts,
+        return page(
+            request, "grid.html", who, cards=[_card(a, address) for a in found.assets], given=given, told=told, counts=counts,
             names=names, states=[s.value for s in ReviewState], availabilities=[a.value for a in Availability],
-            outcomes=[o.value for o in CheckOutcome], can_decide=bool(_deciding(who)),
-            next_page=f"/assets?{urlencode({**given, 'after': page.next_after})}" if page.next_after else None,
+            outcomes=[o.value for o in CheckOutcome], can_decide=_able(who, Action.DECIDE), can_share=_able(who, Action.SHARE),
+            next_page=f"/assets?{urlencode({**given, 'after': found.next_after})}" if found.next_after else None,
             without=lambda name: "/assets?" + urlencode({k: v for k, v in given.items() if k != name}),
         )  # fmt: skip
 
@@ -115,7 +115,7 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
             raise NotFound("asset", str(asset_id))
         record = {r.version_id: r.record for r in _records(session, asset)}
         shown = record.get(asset.current.id, {}) if asset.current else {}
-        return _page(
+        return page(
             request, "room.html", who, asset=AssetOut.of(asset).model_dump(mode="json"), card=_card(asset, ""),
             checks=sorted(asset.current.checks if asset.current else [], key=lambda c: (DOUBT[c.outcome], c.seq)),
             references=[r for r in shown.get("references", []) if r.get("sha256")], settings=shown.get("settings", {}),
@@ -130,13 +130,13 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
 
 
 @router.get("/campaigns")
-def campaigns_page(request: Request, store: StoreDep) -> Response:
+def campaignspage(request: Request, store: StoreDep) -> Response:
     """The newest campaigns, and where their assets stand."""
     from studio.api.campaigns import get_campaigns
 
     who = _who(request, store)
     told = get_campaigns(who, store, limit=100)
-    return _page(request, "campaigns.html", who, campaigns=told.campaigns, states=[s.value for s in ReviewState])
+    return page(request, "campaigns.html", who, campaigns=told.campaigns, states=[s.value for s in ReviewState])
 
 
 # ---------------------------------------------------------------------------- what pages are made of
@@ -254,8 +254,9 @@ def _my_stages(asset: Asset, who: Principal) -> list[str]:
     return [s for s in asset.waits_at if mine is None or s in mine]
 
 
-def _deciding(who: Principal) -> bool:
-    brands = who.brands(Action.DECIDE)
+def _able(who: Principal, action: Action) -> bool:
+    """Whether there is a brand that they may do this for."""
+    brands = who.brands(action)
     return brands is None or len(brands) > 0
 
 
@@ -267,16 +268,3 @@ def _names(session: Session, who: Principal) -> dict[str, list[str]]:
     if within is not None:
         brands, campaigns = brands.where(Brand.id.in_(within)), campaigns.where(Campaign.brand_id.in_(within))
     return {"brand": list(session.scalars(brands)), "campaign": list(session.scalars(campaigns))}
-
-
-_templates = Environment(
-    loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(default=True), undefined=StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
-
-
-def _page(request: Request, name: str, who: Principal | None, **values: Any) -> Response:
-    cookie = request.cookies.get(COOKIE, "")
-    csrf = csrf_of(cookie) if who is not None and cookie else ""
-    html = _templates.get_template(name).render(who=who, csrf=csrf, path=request.url.path, **values)
-    return HTMLResponse(html, values["problem"]["status"] if "problem" in values else 200)

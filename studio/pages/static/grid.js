@@ -81,3 +81,27 @@ function redrawn(card, asset) {
   state.dataset.state = asset.review;
   state.textContent = [asset.review, asset.waits_at.join(", ")].filter(Boolean).join(" · ");
 }
+
+const sharing = document.querySelector("[data-share-dialog]"), shareForm = document.querySelector("[data-share-form]");
+const address = document.querySelector("[data-share-address]");
+
+document.querySelector("[data-share]")?.addEventListener("click", () => {
+  address.hidden = true;
+  sharing.showModal();
+});
+document.querySelector("[data-share-close]")?.addEventListener("click", () => sharing.close());
+shareForm?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const { title, days, password, can_comment: comment } = shareForm.elements;
+  const body = { assets: picked().map((card) => card.dataset.asset), title: title.value, days: Number(days.value), can_comment: comment.checked };
+  if (password.value) body.password = password.value;
+  const answer = await ask("POST", "/v1/shares", body);
+  if (!answer.ok) {
+    sharing.close();
+    return say(told(answer.body));
+  }
+  address.hidden = false;
+  const field = address.querySelector("input");
+  field.value = answer.body.address;
+  field.select();
+});

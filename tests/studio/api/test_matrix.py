@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
-from asset_store.people import accounts
+from asset_store.people import accounts, shares
 from asset_store.people.permissions import ALLOWED, NEVER_BY_KEY, Action
 from asset_store.reviewing import comments
 from asset_store.tables import Asset, Role
@@ -58,6 +59,9 @@ CALLS: dict[tuple[str, str], Call] = {
     ("POST", "/v1/proposals/{proposal_id}/confirmation"): Call(Action.REINSTATE),
     ("POST", "/v1/proposals/{proposal_id}/refusal"): Call(Action.REINSTATE),
     ("POST", "/v1/references/{reference_id}/recall"): Call(Action.RECALL, {"reason": " "}),
+    ("GET", "/v1/shares"): Call(SIGNED_IN),
+    ("POST", "/v1/shares"): Call(Action.SHARE, {"assets": ["{asset_id}"], "title": "for the agency"}),
+    ("DELETE", "/v1/shares/{share_id}"): Call(Action.SHARE),
     ("GET", "/v1/campaigns"): Call(SIGNED_IN),
     ("POST", "/v1/sessions"): Call(OPEN, {"link": "none"}),
     ("DELETE", "/v1/sessions/current"): Call(SIGNED_IN),
@@ -91,12 +95,13 @@ def places(door: Door) -> dict[str, str]:
         released = a_released_asset(session, [reference])
         availability.suspend(session, released.id, "system", "a claim")
         asked = availability.propose(session, released.id, AvailabilityEvent.WITHDRAW, "somebody else", "a claim")
+        link, _ = shares.share(session, [asset.id], "for the agency", timedelta(days=1), "somebody else")
         accounts.add_person(session, "target", "Target", "system")
         accounts.add_person(session, "ada", "Ada", "system")
         accounts.grant(session, "ada", Role.ADMIN, "system")
         return {
             "asset_id": str(asset.id), "sha256": asset.current.sha256, "comment_id": str(said.id),
-            "proposal_id": str(asked.id), "reference_id": str(reference.id), "handle": "target", "name": "none",
+            "proposal_id": str(asked.id), "reference_id": str(reference.id), "handle": "target", "name": "none", "share_id": str(link.id),
         }  # fmt: skip
 
 
@@ -107,7 +112,10 @@ def routes(door: Door) -> set[tuple[str, str]]:
 
 def send(client: TestClient, method: str, path: str, call: Call, places: dict[str, str]) -> Any:
     headers = {"If-Match": '"0"'}
-    return client.request(method, path.format(**places) + call.query, json=call.body, headers=headers)
+    body = call.body
+    if body is not None and "assets" in body:
+        body = {**body, "assets": [places["asset_id"]]}
+    return client.request(method, path.format(**places) + call.query, json=body, headers=headers)
 
 
 def refused(answer: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -285,3 +286,49 @@ def test_a_tablet_shows_the_whole_room_without_scrolling_sideways(site: Site) ->
     for path in ("/", "/assets", f"/assets/{asset.id}"):
         page.goto(site.address + path)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+
+
+def test_a_share_link_shows_its_pictures_takes_comments_and_ends(site: Site) -> None:
+    made = site.assets(3)
+    pat = site.person("pat", Role.PRODUCER)
+    pat.goto(f"{site.address}/assets")
+    pat.locator("[data-pick]").first.click()
+    pat.get_by_role("button", name="Share …").click()
+    pat.get_by_label("Title").fill(HOSTILE[:60])
+    pat.get_by_label("Password, if any").fill("correct horse")
+    pat.get_by_label("They may comment").check()
+    pat.get_by_role("button", name="Make the link").click()
+    field = pat.locator("[data-share-address] input")
+    expect(field).to_be_visible()
+    address = field.input_value()
+    guest = site.browser.new_context().new_page()
+    guest.goto(address)
+    guest.get_by_label("Password").fill("wrong horse")
+    guest.get_by_role("button", name="Show them").click()
+    expect(guest.get_by_role("alert")).to_contain_text("not the password")
+    guest.get_by_label("Password").fill("correct horse")
+    guest.get_by_role("button", name="Show them").click()
+    expect(guest.locator(".card")).to_have_count(1)
+    assert guest.locator(".card img").first.evaluate("i => i.decode().then(() => i.naturalWidth)") == 128
+    guest.locator("summary").click()
+    guest.get_by_label("Your name").fill("Kim")
+    guest.locator("textarea").fill(HOSTILE)
+    guest.get_by_role("button", name="Send").click()
+    expect(guest.locator(".card .words")).to_contain_text(HOSTILE)
+    stranger = site.browser.new_context().new_page()
+    for path in ("/assets", f"/assets/{made[0].id}"):
+        stranger.goto(site.address + path)
+        assert stranger.url.endswith("/sign-in")
+    picture = guest.locator(".frame").first.get_attribute("href")
+    assert stranger.request.get(f"{site.address}{picture}").status == 403
+    assert guest.request.get(f"{site.address}{picture}").status == 200
+    shares = pat.request.get(f"{site.address}/v1/shares").json()["shares"]
+    with site.session() as session:
+        from asset_store.people.shares import revoke_link
+
+        revoke_link(session, uuid.UUID(shares[0]["id"]), "pat")
+    answer = guest.reload()
+    assert answer is not None
+    assert answer.status == 404
+    assert guest.request.get(f"{site.address}{picture}").status == 404
+    quiet(pat)
