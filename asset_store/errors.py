@@ -32,6 +32,7 @@
     │   ├── AccountRefused
     │   ├── NotSignedIn
     │   ├── ShareRefused
+    │   ├── SubscriptionRefused
     │   ├── PasswordWrong
     │   ├── Forbidden               by, action
     │   ├── LineageIncomplete       missing
@@ -342,6 +343,10 @@ class NotSignedIn(StoreError):
 
 class ShareRefused(StoreError):
     """A share link that cannot be as it was asked for."""
+
+
+class SubscriptionRefused(StoreError):
+    """A subscription that cannot be as it was asked for."""
 
 
 class PasswordWrong(StoreError):

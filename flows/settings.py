@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -58,6 +58,22 @@ class ScheduleSettings(BaseModel, frozen=True, extra="forbid"):
     time_zone: str = "UTC"
 
 
+class SmtpSettings(BaseModel, frozen=True, extra="forbid"):
+    """The mail server that subscriptions by e-mail go through."""
+
+    host: str | None = None
+    port: int = Field(587, ge=1, le=65535)
+    starttls: bool = True
+    user: str | None = None
+    password: SecretStr | None = None
+    sender: str = "onmodel@localhost"
+
+
+class TellingSettings(BaseModel, frozen=True, extra="forbid"):
+    address: str = Field("", description="where the pages are, for links in messages")
+    allow_private: bool = Field(False, description="tell web hooks at private addresses, too, and without TLS")
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ONMODEL_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
@@ -68,6 +84,8 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings(base=None, adapter=None, encoder=None)
     ingest: IngestSettings = IngestSettings()
     schedule: ScheduleSettings = ScheduleSettings(library=None, brief=None)
+    smtp: SmtpSettings = SmtpSettings(port=587)
+    telling: TellingSettings = TellingSettings(address="", allow_private=False)
 
     @property
     def blobs_url(self) -> str:

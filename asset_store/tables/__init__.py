@@ -34,6 +34,7 @@ from asset_store.tables.models import (
 )
 from asset_store.tables.people import Answered, ApiKey, BrowserSession, Grant, Person, Role, ShareLink, SignInLink
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
+from asset_store.tables.telling import Format, Subscription
 from asset_store.tables.work import Campaign, Job, JobState
 
 APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY + reviewing.APPEND_ONLY
@@ -60,6 +61,7 @@ __all__ = [
     "Embedding",
     "Encoder",
     "Evaluation",
+    "Format",
     "Grant",
     "IdentityThreshold",
     "Job",
@@ -79,6 +81,7 @@ __all__ = [
     "Role",
     "ShareLink",
     "SignInLink",
+    "Subscription",
     "TrainedModel",
     "Verdict",
 ]

@@ -160,7 +160,7 @@ class AuditRow(Base):
     at: Mapped[datetime]
     actor: Mapped[str]
     action: Mapped[str]
-    subject: Mapped[str]
+    subject: Mapped[str] = mapped_column(index=True)
     detail: Mapped[dict[str, Any]]
     previous_sha256: Mapped[Sha256]
     sha256: Mapped[Sha256] = mapped_column(unique=True)

@@ -37,6 +37,7 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.RemarkRefused: 422,
     errors.AccountRefused: 422,
     errors.ShareRefused: 422,
+    errors.SubscriptionRefused: 422,
     errors.KeyReused: 422,
     errors.FileInvalid: 422,
     errors.PlaceInvalid: 422,

@@ -29,6 +29,7 @@ def up(
         import uvicorn
 
         from flows.settings import load_settings, prefect_api
+        from flows.telling import Teller
         from flows.wiring import open_store, os_user
         from studio.api.app import create_app
         from studio.api.serving import first_person, link_for, listening, prefect_server, worker
@@ -46,6 +47,9 @@ def up(
                 os.environ["PREFECT_API_URL"] = running.enter_context(prefect_server(settings.home))
             if make:
                 running.enter_context(worker(settings.home))
+            teller = Teller(store)
+            running.callback(teller.stop)
+            teller.start()
             out.print(f"[bold]Onmodel[/] is at {plain(address)}, its data on {plain(store.database.describe())}")
             out.print(f"Sign in, once, within 15 minutes: {plain(link)}")
             err.print("[dim]Ctrl-C ends it; nothing is lost.[/]")

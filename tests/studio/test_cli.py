@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from studio.cli import asking, discussing, evaluating, people, reviewing, rights, serving, training, tuning  # noqa: F401  (they register their commands)
+from studio.cli import asking, discussing, evaluating, people, reviewing, rights, serving, telling, training, tuning  # noqa: F401  (they register their commands)
 from studio.cli.app import app
 from tests.studio_home import ROOT, SMALL_BRIEF, Home
 
@@ -20,7 +20,7 @@ COMMANDS = (
     "suspend", "reinstate", "withdraw", "release", "lineage", "audit verify", "recall",
     "references", "calibrate", "tune", "evaluate", "train adapter", "train character", "train list", "gc", "doctor",
     "people add", "people list", "people grant", "people revoke", "people disable", "people link", "keys make", "keys list",
-    "keys revoke", "up",
+    "keys revoke", "up", "subscriptions add", "subscriptions list", "subscriptions remove",
 )  # fmt: skip
 
 

@@ -75,6 +75,9 @@ CALLS: dict[tuple[str, str], Call] = {
     ("GET", "/v1/keys"): Call(SIGNED_IN),
     ("POST", "/v1/keys"): Call(Action.ADMINISTER, {"name": "n", "owner": "target", "scopes": ["view"]}, of_brand=False),
     ("DELETE", "/v1/keys/{name}"): Call(Action.ADMINISTER, of_brand=False),
+    ("GET", "/v1/subscriptions"): Call(Action.ADMINISTER, of_brand=False),
+    ("POST", "/v1/subscriptions"): Call(Action.ADMINISTER, {"name": "n", "target": "https://a.example/"}, of_brand=False),
+    ("DELETE", "/v1/subscriptions/{name}"): Call(Action.ADMINISTER, of_brand=False),
     ("GET", "/v1/audit"): Call(Action.AUDIT, of_brand=False),
 }  # fmt: skip
 PEOPLE = [(role, brand) for role in Role for brand in ("bobo", "other", None)]

@@ -1,0 +1,177 @@
+"""Telling subscriptions what happened: web hooks, chat, e-mail. At least once, in order, never to a private address."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import smtplib
+import socket
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from urllib.parse import urlsplit
+
+import httpx
+
+from asset_store import telling
+from asset_store.errors import DeliveryFailed
+from asset_store.tables import Format
+from asset_store.telling import Errand, News
+from flows.settings import Settings, TellingSettings
+from flows.wiring import Store
+
+log = logging.getLogger("onmodel.telling")
+TIMEOUT_S, IDLE_S, REMIND_S = 10.0, 1.0, 60.0
+
+
+def tell(store: Store, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> bool:
+    """Tell one subscription what is new; whether there was anything to do. No transaction is open meanwhile."""
+    with store.database.transaction() as session:
+        errand = telling.claim(session, now())
+    if errand is None:
+        return False
+    if not errand.news:
+        return True
+    told = 0
+    try:
+        for news in errand.news:
+            send(store.settings, errand, news)
+            told = news.seq
+    except DeliveryFailed as error:
+        with store.database.transaction() as session:
+            if told:
+                telling.done(session, errand, told, now())
+            telling.failed(session, errand, error.message, now())
+        return True
+    with store.database.transaction() as session:
+        telling.done(session, errand, errand.upto, now())
+    return True
+
+
+def send(settings: Settings, errand: Errand, news: News) -> None:
+    """One row to one target. DeliveryFailed, with the reason, where it did not arrive."""
+    if errand.format is Format.EMAIL:
+        _send_mail(settings, errand.target, news)
+        return
+    body = json.dumps(news.as_json() if errand.format is Format.JSON else {"text": sentence(news, settings.telling)})
+    headers = {"Content-Type": "application/json", "User-Agent": "onmodel"}
+    if errand.format is Format.JSON:
+        headers |= signature(errand.secret, news.id, int(datetime.now(UTC).timestamp()), body)
+    _post(errand.target, body, headers, allow_private=settings.telling.allow_private)
+
+
+def signature(secret: str, id_: str, at_s: int, body: str) -> dict[str, str]:
+    """The headers of Standard Webhooks (standardwebhooks.com): HMAC-SHA256 of id, time and body, joined by full stops."""
+    signed = hmac.new(bytes.fromhex(secret), f"{id_}.{at_s}.{body}".encode(), hashlib.sha256).digest()
+    return {
+        "webhook-id": id_, "webhook-timestamp": str(at_s), "webhook-signature": f"v1,{base64.b64encode(signed).decode()}",
+    }  # fmt: skip
+
+
+def sentence(news: News, settings: TellingSettings) -> str:
+    """For people: what happened to which picture, by whom, and where to look."""
+    a = news.asset
+    what = f"{a['brand']} / {a['campaign']} / {a['shot']} #{a['variant'] + 1}: {news.action}, by {news.actor}"
+    reason = f". {news.detail['reason']}" if news.detail.get("reason") else ""
+    waits = f". It waits at {' and '.join(a['waits_at'])}" if a["waits_at"] else ""
+    link = f" {settings.address.rstrip('/')}/assets/{a['id']}" if settings.address else ""
+    return f"{what}{reason}{waits}.{link}"
+
+
+def reachable(host: str, port: int, *, allow_private: bool) -> str:
+    """An address of the host that may be told. DeliveryFailed where one of its addresses is private, loopback or otherwise
+    not of the public network: what is inside a network is not to be reached through here."""
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        raise DeliveryFailed(f"{host} is not known", "Correct the subscription's address.") from None
+    if not allow_private and any(not _is_public(address) for address in found):
+        raise DeliveryFailed(f"{host} is at a private address", "Give one of the public network.")
+    return sorted(found)[0]
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_global and not (mapped or ip).is_multicast
+
+
+def _post(target: str, body: str, headers: dict[str, str], *, allow_private: bool) -> None:
+    """To the address that was checked and no other, whatever its name is by then; redirects are not followed."""
+    parts = urlsplit(target)
+    host = parts.hostname or ""
+    if parts.scheme != "https" and not allow_private:
+        raise DeliveryFailed("only https is told", "Give the subscription an address with https.")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    address = reachable(host, port, allow_private=allow_private)
+    place = f"[{address}]" if ":" in address else address
+    url = f"{parts.scheme}://{place}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
+    try:
+        with httpx.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client, client.stream(
+            "POST", url, content=body.encode(), headers={**headers, "Host": parts.netloc},
+            extensions={"sni_hostname": host},
+        ) as answer:  # fmt: skip
+            status = answer.status_code
+    except httpx.HTTPError as error:
+        raise DeliveryFailed(f"{host} did not take it: {type(error).__name__}", "It is told again later.") from None
+    if not 200 <= status < 300:
+        raise DeliveryFailed(f"{host} answered {status}", "It is told again later.")
+
+
+def _send_mail(settings: Settings, target: str, news: News) -> None:
+    to = news.asked if target == telling.ASKED else (target.removeprefix("mailto:"),)
+    if not to:
+        return
+    smtp = settings.smtp
+    if smtp.host is None:
+        raise DeliveryFailed("no mail server is set", "Set ONMODEL_SMTP__HOST.")
+    message = EmailMessage()
+    message["From"], message["To"] = smtp.sender, ", ".join(to)
+    message["Subject"] = f"{news.asset['campaign']} / {news.asset['shot']}: {news.action}"
+    message["Message-ID"] = f"<{news.id[:32]}@onmodel>"
+    message.set_content(sentence(news, settings.telling))
+    try:
+        with smtplib.SMTP(smtp.host, smtp.port, timeout=TIMEOUT_S) as server:
+            if smtp.starttls:
+                server.starttls()
+            if smtp.user is not None and smtp.password is not None:
+                server.login(smtp.user, smtp.password.get_secret_value())
+            server.send_message(message)
+    except (OSError, smtplib.SMTPException) as error:
+        raise DeliveryFailed(
+            f"{smtp.host} did not take the mail: {type(error).__name__}", "It is sent again later."
+        ) from None
+
+
+class Teller(threading.Thread):
+    """Tells, and reminds of what is late, until it is stopped. Several may run: each subscription is told by one."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(name="teller", daemon=True)
+        self.store = store
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        passed_s = REMIND_S
+        while not self._ending.is_set():
+            try:
+                if passed_s >= REMIND_S:
+                    with self.store.database.transaction() as session:
+                        telling.remind(session, datetime.now(UTC))
+                    passed_s = 0.0
+                busy = tell(self.store)
+            except Exception:  # the database may be away; what was not told is told later
+                log.exception("telling failed")
+                busy = False
+            if not busy:
+                self._ending.wait(IDLE_S)
+                passed_s += IDLE_S
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.join(TIMEOUT_S + 5)
