@@ -9,7 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI, Request, Response
 
 from flows.wiring import Store
-from studio.api import assets, campaigns, discussing, people, pictures, problems, retakes, rights, shares, subscriptions
+from studio.api import (
+    assets,
+    campaigns,
+    discussing,
+    people,
+    pictures,
+    problems,
+    references,
+    retakes,
+    rights,
+    shares,
+    subscriptions,
+)
 from studio.api.limits import Limiter, Rate
 from studio.pages import routes as pages
 
@@ -49,7 +61,7 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
     problems.install(app)
     app.middleware("http")(_guarded)
     refusals = {s: {"content": {problems.MEDIA_TYPE: {}}, "description": told} for s, told in REFUSALS.items()}
-    for part in (assets, pictures, discussing, retakes, rights, shares, people, subscriptions, campaigns):
+    for part in (assets, pictures, references, discussing, retakes, rights, shares, people, subscriptions, campaigns):
         app.include_router(part.router, prefix="/v1", responses=refusals)  # type: ignore[arg-type]
     pages.install(app)
     return app

@@ -1,4 +1,4 @@
-"""Pages: sign-in, my queue, the grid, the review room, campaigns."""
+"""Pages: sign-in, my queue, the grid, the review room, campaigns, the library."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from starlette.staticfiles import StaticFiles
 
 from asset_store.errors import NotFound, NotSignedIn
 from asset_store.people.permissions import Action, Principal
+from asset_store.repositories.catalogue import characters, look_through
 from asset_store.reviewing import assigning, grid
 from asset_store.reviewing.comments import remarks_of
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.queue import DOUBT
 from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import Availability, ReviewState
-from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome, LineageRecord
+from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome, LineageRecord, ReferenceState
 from studio.api.answers import AssetOut, CommentOut
 from studio.api.callers import StoreDep, caller
+from studio.api.references import ReferenceOut
 from studio.pages import shared
 from studio.pages.rendering import HERE, page
 from studio.pages.versions import changed_settings
@@ -137,6 +139,30 @@ def campaignspage(request: Request, store: StoreDep) -> Response:
     who = _who(request, store)
     told = get_campaigns(who, store, limit=100)
     return page(request, "campaigns.html", who, campaigns=told.campaigns, states=[s.value for s in ReviewState])
+
+
+@router.get("/library")
+def library_page(
+    request: Request, store: StoreDep, after: Annotated[str | None, Query(max_length=1200)] = None
+) -> Response:
+    """The references, with their licences and what came of them."""
+    who = _who(request, store)
+    given = {k: v for k in ("brand", "character", "state", "ending") if (v := request.query_params.get(k, "").strip())}
+    state = given.get("state")
+    with store.database.transaction() as session:
+        found = look_through(
+            session, who.brands(Action.VIEW), datetime.now(UTC).date(), brand=given.get("brand"),
+            character=given.get("character"), state=ReferenceState(state) if state in set(ReferenceState) else None,
+            ending="ending" in given, after=after, limit=PAGE,
+        )  # fmt: skip
+        names = _names(session, who)
+        recallable = {n for i, n in session.execute(select(Brand.id, Brand.name)) if who.may(Action.RECALL, i)}
+        return page(
+            request, "library.html", who, references=[ReferenceOut.of(e) for e in found.entries], given=given, names=names,
+            characters=characters(session, who.brands(Action.VIEW)), states=[s.value for s in ReferenceState],
+            recallable=recallable,
+            next_page=f"/library?{urlencode({**given, 'after': found.next_after})}" if found.next_after else None,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- what pages are made of

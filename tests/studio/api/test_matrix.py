@@ -39,6 +39,7 @@ CALLS: dict[tuple[str, str], Call] = {
     ("GET", "/v1/assets/{asset_id}/lineage"): Call(Action.VIEW),
     ("GET", "/v1/assets/{asset_id}/pictures/{sha256}"): Call(Action.VIEW),
     ("GET", "/v1/assets/{asset_id}/thumbnails/{sha256}"): Call(Action.VIEW),
+    ("GET", "/v1/references"): Call(SIGNED_IN),
     ("GET", "/v1/references/{reference_id}/picture"): Call(Action.VIEW),
     ("GET", "/v1/references/{reference_id}/thumbnail"): Call(Action.VIEW),
     ("POST", "/v1/assets/{asset_id}/decisions"): Call(Action.DECIDE, {"verdict": "approve", "sha256": ZERO}),

@@ -270,7 +270,7 @@ def test_nothing_stands_in_the_way_of_people_who_see_or_move_otherwise(site: Sit
         current = session.get_one(Asset, asset.id).current
         assert current is not None
         comments.comment(session, current.id, "hedy", "three ears", region={"kind": "pin", "x": 0.5, "y": 0.5})
-    for path in ("/", "/assets", f"/assets/{asset.id}", "/campaigns"):
+    for path in ("/", "/assets", f"/assets/{asset.id}", "/campaigns", "/library"):
         page.goto(site.address + path)
         page.wait_for_load_state("networkidle")
         found = Axe().run(page).response["violations"]
@@ -332,3 +332,22 @@ def test_a_share_link_shows_its_pictures_takes_comments_and_ends(site: Site) -> 
     assert answer.status == 404
     assert guest.request.get(f"{site.address}{picture}").status == 404
     quiet(pat)
+
+
+def test_a_reference_is_taken_back_and_what_that_reached_is_shown(site: Site) -> None:
+    site.assets(2)
+    page = site.person("rita", Role.RIGHTS_MANAGER)
+    page.goto(f"{site.address}/library")
+    expect(page.locator(".card")).to_contain_text("2 pictures came of it")
+    page.get_by_role("button", name="Take back …").click()
+    page.get_by_label("Reason").fill("contract ended")
+    page.get_by_role("button", name="Take it back").click()
+    expect(page.locator("[data-recall-report]")).to_contain_text("delivered nowhere")
+    page.keyboard.press("Escape")
+    expect(page.locator(".card")).to_contain_text("was withdrawn")
+    expect(page.get_by_role("button", name="Take back …")).to_have_count(0)
+    viewer = site.person("vera", Role.VIEWER)
+    viewer.goto(f"{site.address}/library")
+    expect(viewer.locator(".card")).to_have_count(1)
+    expect(viewer.locator("[data-recall]")).to_have_count(0)
+    quiet(page)
