@@ -78,7 +78,7 @@ STEPS = {
     "unet": 11500,
     "decoder": 700,
     "adapter": 700,
-    "plus": 1000,
+    "plus": 450,
     "style": 500,
     "control": 700,
 }

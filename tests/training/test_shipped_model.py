@@ -10,7 +10,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from ipadapter_engine.checkpoints import EMBEDDED
+from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
 from ipadapter_engine.evaluation import fidelity
 from ipadapter_engine.evaluation.characters import portrait
 from ipadapter_engine.pipeline import Engine
@@ -97,8 +97,10 @@ def test_diffusers_loads_the_shipped_control_net_unchanged(shipped: Engine) -> N
     assert np.abs(ours.astype(float) / 255 - theirs(pipeline, shipped, asked, image=skeleton)).max() < 0.02
 
 
-def test_pictures_of_unseen_characters_are_on_model_and_without_the_adapter_they_are_not(shipped: Engine) -> None:
+@pytest.mark.parametrize("file", ["ip_adapter.safetensors", "ip_adapter_plus.safetensors"])
+def test_pictures_of_unseen_characters_are_on_model_and_without_the_adapter_they_are_not(file: str) -> None:
     """A small sample of what `make bench-fidelity` measures on 200 characters, with room for its larger error."""
+    shipped = Engine.open(CheckpointPaths(EMBEDDED, adapter=EMBEDDED / file))
     judge, asked = fidelity.open_judge(), fidelity.samples(24, 1)
     right, alone = (
         dict(zip(NAMES, fidelity.read_right(judge, fidelity.make(shipped, asked, s), asked).mean(0), strict=True))
