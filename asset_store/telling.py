@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import func, select
+from sqlalchemy import DateTime, Text, cast, exists, func, select
 from sqlalchemy.orm import Session
 
 from asset_store import audit
@@ -24,8 +24,8 @@ ACTIONS = frozenset(
      "assign", "unassign", "comment", "correct", "retract", OVERDUE}
 )  # fmt: skip
 ASKED = "mailto:asked"  # whoever is asked to decide, where their handle is an address
-ROWS_AT_ONCE = 200
-LEASE = timedelta(minutes=2)
+ROWS_AT_ONCE, NEWS_AT_ONCE = 200, 10
+LEASE = timedelta(minutes=2)  # longer than ten tries take
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=5), timedelta(hours=1)
 MOST_FAILURES = 40  # some 30 hours of an hour each; then it is switched off
 
@@ -127,8 +127,9 @@ def claim(session: Session, now: datetime) -> Errand | None:
     rows = session.scalars(
         select(AuditRow).where(AuditRow.seq > row.cursor).order_by(AuditRow.seq).limit(ROWS_AT_ONCE)
     ).all()
-    news = tuple(told for r in rows if (told := _news(session, r, row)) is not None)
-    upto = rows[-1].seq if rows else row.cursor
+    found = [told for r in rows if (told := _news(session, r, row)) is not None]
+    news = tuple(found[:NEWS_AT_ONCE])
+    upto = news[-1].seq if len(found) > NEWS_AT_ONCE else rows[-1].seq if rows else row.cursor
     if not news:
         row.cursor = upto
         return Errand(row.id, row.name, row.target, row.format, row.secret, (), upto)
@@ -160,23 +161,22 @@ def failed(session: Session, errand: Errand, why: str, now: datetime) -> None:
 
 def remind(session: Session, now: datetime) -> int:
     """An audit row for every asset that is late at its stages, once a round; how many."""
+    said = exists().where(
+        AuditRow.subject == func.concat("asset ", cast(Asset.id, Text)),
+        AuditRow.action == OVERDUE,
+        cast(AuditRow.detail["due_at"].astext, DateTime(timezone=True)) == Asset.due_at,
+    )
     late = session.scalars(
         select(Asset)
-        .where(Asset.due_at < now)
+        .where(Asset.due_at < now, ~said)
         .order_by(Asset.due_at, Asset.id)
         .limit(500)
         .with_for_update(of=Asset, skip_locked=True)
     ).all()
-    told = 0
     for asset in late:
-        subject, due = f"asset {asset.id}", asset.due_at.isoformat() if asset.due_at else ""
-        said = select(AuditRow.seq).where(
-            AuditRow.subject == subject, AuditRow.action == OVERDUE, AuditRow.detail["due_at"].astext == due
-        )
-        if session.scalar(said.limit(1)) is None:
-            audit.record(session, "system", OVERDUE, subject, {"due_at": due, "waits_at": list(asset.waits_at)})
-            told += 1
-    return told
+        due = asset.due_at.isoformat() if asset.due_at else ""
+        audit.record(session, "system", OVERDUE, f"asset {asset.id}", {"due_at": due, "waits_at": list(asset.waits_at)})
+    return len(late)
 
 
 def _news(session: Session, row: AuditRow, wanted: Subscription) -> News | None:

@@ -24,6 +24,7 @@ from ipadapter_engine.requests import MAX_SEED
 
 SCALE_STEP, HIGHEST_SCALE = 0.15, 1.6  # what a failed identity check adds to the scale, and up to where
 LONGEST_PROMPT = 2000
+MOST_EXACT = 2**53  # a browser's numbers are exact below
 
 
 class Wishes(Part):
@@ -74,7 +75,8 @@ def suggest(session: Session, asset: Asset) -> Wishes:
     check raises the scale. Regions are shown to the producer; no engine here repaints a part of a picture yet."""
     version = _current(asset)
     recipe = session.get_one(Job, version.job_key).recipe
-    said = [r.text for r in remarks_of(session, asset.id) if r.version_id == version.id]
+    remarks = remarks_of(session, asset.id)
+    said = [r.text for r in remarks if r.version_id == version.id and not r.by.startswith("guest:")]
     said += [d.reason for d in standing_decisions(session, version.id) if d.verdict is Verdict.REQUEST_CHANGES]
     words = [w for text in said if (w := " ".join(text.split()).strip(" .!"))]
     prompt = ", ".join(dict.fromkeys([recipe["prompt"], *words]))[:LONGEST_PROMPT] if words else None
@@ -96,7 +98,7 @@ def plan_retake(session: Session, asset: Asset, wishes: Wishes | None) -> Retake
     before = made_by.recipe
     seed = before["seed"] if wishes.same_seed else wishes.seed
     if seed is None:
-        seed = random.SystemRandom().randrange(MAX_SEED)
+        seed = random.SystemRandom().randrange(min(MAX_SEED, MOST_EXACT))
     wished = {k: v for k, v in wishes.model_dump(mode="json", exclude={"same_seed", "seed"}).items() if v is not None}
     after = {**before, **wished, "seed": seed}
     if "scale" in wished or "window" in wished:

@@ -12,7 +12,9 @@ import smtplib
 import socket
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.headerregistry import Address
 from email.message import EmailMessage
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ import httpx
 
 from asset_store import telling
 from asset_store.errors import DeliveryFailed
+from asset_store.repositories import answers
 from asset_store.tables import Format
 from asset_store.telling import Errand, News
 from flows.settings import Settings, TellingSettings
@@ -27,6 +30,7 @@ from flows.wiring import Store
 
 log = logging.getLogger("onmodel.telling")
 TIMEOUT_S, IDLE_S, REMIND_S = 10.0, 1.0, 60.0
+KEPT = timedelta(days=7)  # answers by Idempotency-Key
 
 
 def tell(store: Store, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> bool:
@@ -131,10 +135,16 @@ def _send_mail(settings: Settings, target: str, news: News) -> None:
     if smtp.host is None:
         raise DeliveryFailed("no mail server is set", "Set ONMODEL_SMTP__HOST.")
     message = EmailMessage()
-    message["From"], message["To"] = smtp.sender, ", ".join(to)
+    message["From"], message["Message-ID"] = smtp.sender, f"<{news.id[:32]}@onmodel>"
     message["Subject"] = f"{news.asset['campaign']} / {news.asset['shot']}: {news.action}"
-    message["Message-ID"] = f"<{news.id[:32]}@onmodel>"
     message.set_content(sentence(news, settings.telling))
+    addresses = []
+    for address in to:
+        with suppress(ValueError, IndexError):  # what is no address holds up no mail to others
+            addresses.append(Address(addr_spec=address))
+    if not addresses:
+        return
+    message["To"] = addresses
     try:
         with smtplib.SMTP(smtp.host, smtp.port, timeout=TIMEOUT_S) as server:
             if smtp.starttls:
@@ -163,6 +173,7 @@ class Teller(threading.Thread):
                 if passed_s >= REMIND_S:
                     with self.store.database.transaction() as session:
                         telling.remind(session, datetime.now(UTC))
+                        answers.forget(session, datetime.now(UTC) - KEPT)
                     passed_s = 0.0
                 busy = tell(self.store)
             except Exception:  # the database may be away; what was not told is told later

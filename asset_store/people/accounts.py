@@ -50,6 +50,7 @@ def disable(session: Session, handle: str, by: str) -> Person:
     """Let somebody in no more: their sessions end, their keys stop. What they did stays theirs."""
     person = get_person(session, handle)
     if person.disabled_at is None:
+        _keep_an_admin(session, person)
         person.disabled_at = now = datetime.now(UTC)
         for open_ in session.scalars(select(BrowserSession).where(BrowserSession.person_id == person.id)):
             open_.ended_at = open_.ended_at or now
@@ -93,10 +94,8 @@ def revoke(
     there = _find_grant(session, person.id, role, _brand_id(session, brand), stage)
     if there is None:
         raise NotFound("role of", f"{person.handle}: {role}", "`onmodel people list` shows the roles of all.")
-    if role is Role.ADMIN:
-        admins = select(Grant).where(Grant.role == Role.ADMIN, Grant.brand_id.is_(None)).with_for_update()
-        if there.brand_id is None and len(session.scalars(admins).all()) == 1:
-            raise AccountRefused(f"{person.handle} is the last admin", "Make another person admin first.")
+    if role is Role.ADMIN and there.brand_id is None:
+        _keep_an_admin(session, person)
     session.delete(there)
     session.flush()
     session.expire(person, ["grants"])
@@ -139,6 +138,18 @@ def _find_grant(
             Grant.stage.is_not_distinct_from(stage),
         )
     )
+
+
+def _keep_an_admin(session: Session, leaving: Person) -> None:
+    """AccountRefused where nobody else could let anybody in."""
+    admins = session.scalars(
+        select(Grant.person_id)
+        .join(Person, Person.id == Grant.person_id)
+        .where(Grant.role == Role.ADMIN, Grant.brand_id.is_(None), Person.disabled_at.is_(None))
+        .with_for_update(of=Grant)
+    ).all()
+    if set(admins) == {leaving.id}:
+        raise AccountRefused(f"{leaving.handle} is the last admin", "Make another person admin first.")
 
 
 def _told(person: Person, role: Role, brand: str | None, stage: str | None) -> dict[str, str | None]:

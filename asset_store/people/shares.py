@@ -9,14 +9,24 @@ import uuid
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy.orm import Session, selectinload
 
 from asset_store import audit
 from asset_store.errors import NotFound, PasswordWrong, ShareRefused
 from asset_store.people.passes import hash_of, new_token
 from asset_store.reviewing import comments
-from asset_store.tables import Asset, AssetVersion, Campaign, Comment, ShareLink
+from asset_store.reviewing.states import Availability, ReviewState
+from asset_store.tables import (
+    Asset,
+    AssetVersion,
+    Campaign,
+    Comment,
+    Descent,
+    Reference,
+    ReferenceState,
+    ShareLink,
+)
 
 MOST_ASSETS, LONGEST_SHARE = 500, timedelta(days=90)
 LONGEST_NAME, LONGEST_TITLE, LONGEST_PASSWORD = 60, 120, 200
@@ -100,9 +110,37 @@ def proof_of(token: str, link: ShareLink) -> str:
 
 
 def shown(session: Session, link: ShareLink) -> Sequence[Asset]:
-    """The link's assets that have a picture."""
-    rows = session.scalars(select(Asset).where(Asset.id.in_(link.assets)).order_by(Asset.made_at, Asset.id))
-    return [asset for asset in rows if asset.current is not None]
+    """The link's assets that may be shown now: in review or decided on and not rejected, neither suspended nor withdrawn nor
+    expired, and come of references that may be used today."""
+    question = select(Asset).where(*_may_be_shown(link)).options(selectinload(Asset.versions))
+    return session.scalars(question.order_by(Asset.made_at, Asset.id)).all()
+
+
+def find_shown(session: Session, link: ShareLink, sha256: str) -> AssetVersion | None:
+    """The current version of one of those assets with these bytes."""
+    newest = select(func.max(AssetVersion.number)).where(AssetVersion.asset_id == Asset.id).correlate(Asset)
+    return session.scalar(
+        select(AssetVersion)
+        .join(Asset, Asset.id == AssetVersion.asset_id)
+        .where(AssetVersion.sha256 == sha256, AssetVersion.number == newest.scalar_subquery(), *_may_be_shown(link))
+        .limit(1)
+    )
+
+
+def _may_be_shown(link: ShareLink) -> Sequence[ColumnElement[bool]]:
+    today = datetime.now(UTC).date()
+    unusable = (
+        exists()
+        .where(AssetVersion.asset_id == Asset.id, Descent.version_id == AssetVersion.id)
+        .where(Reference.id == Descent.reference_id)
+        .where(or_(Reference.state != ReferenceState.ACTIVE, Reference.licence_until < today))
+    )
+    return (
+        Asset.id.in_(link.assets),
+        Asset.review.in_((ReviewState.IN_REVIEW, ReviewState.CHANGES_REQUESTED, ReviewState.APPROVED)),
+        Asset.availability.in_((Availability.UNRELEASED, Availability.RELEASED)),
+        ~unusable,
+    )
 
 
 def say(session: Session, link: ShareLink, version_id: uuid.UUID, guest: str, text: str, id_: uuid.UUID) -> Comment:
@@ -113,7 +151,7 @@ def say(session: Session, link: ShareLink, version_id: uuid.UUID, guest: str, te
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise ShareRefused("a comment needs your name", f"Give it in at most {LONGEST_NAME} letters.")
     version = session.get(AssetVersion, version_id)
-    if version is None or version.asset_id not in link.assets:
+    if version is None or find_shown(session, link, version.sha256) is None:
         raise NotFound("picture of this link", str(version_id))
     return comments.comment(session, version_id, f"guest:{name}", text, id_=id_)
 

@@ -1,20 +1,18 @@
-"""Who is asked to decide on an asset, and what is late."""
+"""Who is asked to decide on an asset."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import FourEyes, NotFound
-from asset_store.reviewing.decide import lock_asset, name_of, need_person, person_behind
+from asset_store.reviewing.decide import is_same, lock_asset, need_person
 from asset_store.reviewing.policy import policy_of
-from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, Assignment
+from asset_store.tables import Asset, Assignment, Person
 
 
 def assign(session: Session, asset_id: uuid.UUID, stage: str, person: str, by: str) -> Assignment:
@@ -22,7 +20,8 @@ def assign(session: Session, asset_id: uuid.UUID, stage: str, person: str, by: s
     asset, _ = lock_asset(session, asset_id)
     _need_stage(asset, stage)
     need_person(person, "be asked to decide")
-    if name_of(person) == person_behind(asset.campaign.requested_by):
+    _need_known(session, person)
+    if is_same(person, asset.campaign.requested_by):
         raise FourEyes(person, "they asked for it")
     there = _find(session, asset_id, stage, person)
     if there is not None:
@@ -51,16 +50,6 @@ def assignments_of(session: Session, asset_id: uuid.UUID) -> Sequence[Assignment
     ).all()
 
 
-def overdue(session: Session, at: datetime, limit: int = 100) -> Sequence[Asset]:
-    """Assets in review whose time to decide was over by then, the longest first."""
-    return session.scalars(
-        select(Asset)
-        .where(Asset.review == ReviewState.IN_REVIEW, Asset.due_at < at)
-        .order_by(Asset.due_at, Asset.id)
-        .limit(limit)
-    ).all()
-
-
 def _find(session: Session, asset_id: uuid.UUID, stage: str, person: str) -> Assignment | None:
     return session.scalar(
         select(Assignment).where(
@@ -75,3 +64,10 @@ def _need_stage(asset: Asset, stage: str) -> None:
     names = [s.name for s in policy_of(asset.campaign).stages]
     if stage not in names:
         raise NotFound("stage", stage, f"The campaign has {', '.join(names)}.")
+
+
+def _need_known(session: Session, person: str) -> None:
+    """Where people have accounts, only they are asked: mails go to who is asked."""
+    known = session.scalar(select(Person).where(Person.handle == person.strip().casefold()))
+    if (known is None or known.disabled_at is not None) and session.scalar(select(Person.id).limit(1)) is not None:
+        raise NotFound("person", person, "`onmodel people list` names those there are.")

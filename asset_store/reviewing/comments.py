@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def _point(point: object) -> list[float]:
 
 
 def _within(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN is neither
         raise RemarkRefused("a region leaves the picture", "Give shares of its width and height, from 0 to 1.")
     return round(float(value), 5)
 

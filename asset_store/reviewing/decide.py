@@ -56,17 +56,25 @@ def unfilled(stages: Iterable[Stage], decisions: Iterable[Decision]) -> tuple[st
 
 
 def standing_decisions(session: Session, version_id: uuid.UUID) -> Sequence[Decision]:
-    """The verdicts on a version that count: those after it was last reopened, oldest first."""
+    """The verdicts on a version that count: those after it was last reopened and not taken back, oldest first."""
     reopened = (
         select(func.coalesce(func.max(Decision.seq), 0))
         .where(Decision.version_id == version_id, Decision.verdict == Verdict.REOPEN)
         .scalar_subquery()
     )
-    return session.scalars(
+    said = session.scalars(
         select(Decision)
-        .where(Decision.version_id == version_id, Decision.seq > reopened, Decision.verdict.in_(VERDICTS))
+        .where(Decision.version_id == version_id, Decision.seq > reopened)
+        .where(Decision.verdict.in_((*VERDICTS, Verdict.TAKE_BACK)))
         .order_by(Decision.seq)
-    ).all()
+    )
+    standing: list[Decision] = []
+    for decision in said:
+        if decision.verdict is Verdict.TAKE_BACK:
+            standing.pop()  # only the newest is ever taken back
+        else:
+            standing.append(decision)
+    return standing
 
 
 def submit(session: Session, asset_id: uuid.UUID, by: str, blob_known: Callable[[str], bool]) -> Asset:
@@ -175,11 +183,39 @@ def reopen(session: Session, asset_id: uuid.UUID, by: str, reason: str) -> Asset
     return move(session, asset, version, ReviewEvent.REOPEN, after, by, {"reason": reason})
 
 
+def take_back(session: Session, asset_id: uuid.UUID, by: str) -> Asset:
+    """Undo one's own decision, while it is the newest that counts and before release; what was decided before it by others
+    stands. TransitionRefused where it is another's, none is there, or a stricter one stands before it."""
+    asset, version = lock_asset(session, asset_id)
+    after = next_state(asset.review, ReviewEvent.TAKE_BACK)
+    if asset.availability is not Availability.UNRELEASED:
+        raise TransitionRefused(asset.availability, ReviewEvent.TAKE_BACK)
+    *before, last = standing_decisions(session, version.id) or (None,)
+    if last is None or name_of(last.by) != name_of(by) or any(d.verdict is not Verdict.APPROVE for d in before if d):
+        raise TransitionRefused(asset.review, ReviewEvent.TAKE_BACK)
+    _say(session, asset, version, last.stage, Verdict.TAKE_BACK, by, "")
+    session.flush()
+    standing = standing_decisions(session, version.id)
+    rounds = policy_of(asset.campaign).rounds
+    index = next(i for i, stages in enumerate(rounds) if unfilled(stages, standing))
+    if index != asset.stage or asset.round_at is None:
+        _enter(asset, index)
+    _wait(asset, rounds[index], unfilled(rounds[index], standing))
+    told = {"stage": last.stage, "verdict": last.verdict.value}
+    return move(session, asset, version, ReviewEvent.TAKE_BACK, after, by, told)
+
+
 VERDICTS = {
     Verdict.APPROVE: ReviewEvent.APPROVE,
     Verdict.REQUEST_CHANGES: ReviewEvent.REQUEST_CHANGES,
     Verdict.REJECT: ReviewEvent.REJECT,
 }
+
+
+def lock_all(session: Session, asset_ids: Iterable[uuid.UUID]) -> None:
+    """Hold these assets until the transaction ends, in one order for all who do: the audit's lock comes after."""
+    wanted = select(Asset.id).where(Asset.id.in_(sorted(set(asset_ids)))).order_by(Asset.id)
+    session.execute(wanted.with_for_update(of=Asset)).all()
 
 
 def lock_asset(session: Session, asset_id: uuid.UUID) -> tuple[Asset, AssetVersion]:
@@ -261,13 +297,13 @@ def need_person(by: str, action: str) -> None:
 
 def _need_four_eyes(session: Session, asset: Asset, version: AssetVersion, by: str) -> None:
     need_person(by, "approve")
-    if name_of(by) == person_behind(asset.campaign.requested_by):
+    if is_same(by, asset.campaign.requested_by):
         raise FourEyes(by, "they asked for it")
     retaken = select(Retake.by).where(Retake.asset_id == asset.id)
-    if name_of(by) in {person_behind(who) for who in session.scalars(retaken)}:
+    if any(is_same(by, who) for who in session.scalars(retaken)):
         raise FourEyes(by, "they had it made anew")
     for decision in standing_decisions(session, version.id):
-        if decision.verdict is Verdict.APPROVE and name_of(decision.by) == name_of(by):
+        if decision.verdict is Verdict.APPROVE and is_same(decision.by, by):
             raise FourEyes(by, f"they approved it at the stage {decision.stage}")
 
 
@@ -275,6 +311,15 @@ def person_behind(actor: str) -> str:
     """The person who answers for an actor: a key's owner ("key:calendar of pat"), else the actor themselves."""
     name = name_of(actor)
     return name.rpartition(" of ")[2] if name.startswith("key:") else name
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two actors are, or may well be, one person: `pat` of a terminal is taken for pat@lumen.example of a browser.
+    Four eyes rather refuse a namesake than let one person be two."""
+    a, b = person_behind(one), person_behind(other)
+    if a == b:
+        return True
+    return ("@" in a) != ("@" in b) and a.partition("@")[0] == b.partition("@")[0]
 
 
 def name_of(person: str) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Text, and_, any_, cast, exists, func, literal, not_, or_, select, tuple_
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ColumnElement, any_, exists, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session, selectinload
 
 from asset_store.errors import NotFound
@@ -22,8 +21,7 @@ LONGEST_TEXT = 200
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What a grid shows. within: ids of the brands that may be seen, None for all; text: in shot, campaign or prompt;
-    check: the name of a check that ended as `outcome`; person: who is asked to decide; stages: of which it waits at one;
-    not_asked_by: leaves out what this person, or a key of theirs, asked for and may not approve."""
+    check: the name of a check that ended as `outcome`; person: who is asked to decide."""
 
     within: Collection[uuid.UUID] | None = None
     brand: str | None = None
@@ -37,8 +35,6 @@ class Filters:
     since: datetime | None = None
     until: datetime | None = None
     text: str | None = None
-    stages: Collection[str] | None = None
-    not_asked_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +94,6 @@ def _conditions(f: Filters) -> Iterable[ColumnElement[bool]]:
         yield Asset.availability == f.availability
     if f.stage is not None:
         yield Asset.waits_at.contains([f.stage])
-    if f.stages is not None:
-        yield Asset.waits_at.overlap(cast(list(f.stages), ARRAY(Text)))
-    if f.not_asked_by is not None:
-        name = name_of(f.not_asked_by)
-        yield func.lower(Campaign.requested_by) != name
-        yield not_(
-            and_(
-                Campaign.requested_by.startswith("key:"),
-                func.lower(Campaign.requested_by).endswith(f" of {name}", autoescape=True),
-            )
-        )
     if f.person is not None:
         asked = exists().where(Assignment.asset_id == Asset.id, Assignment.stage == any_(Asset.waits_at))
         yield asked.where(func.lower(Assignment.person) == name_of(f.person))

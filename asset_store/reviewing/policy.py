@@ -6,7 +6,6 @@ legal and regional side by side, regional with two approvers within two days.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,7 +123,7 @@ def _stage(entry: object) -> Stage:
 def _is_time(hours: object) -> bool:
     if isinstance(hours, bool) or not isinstance(hours, int | float):
         return False
-    return math.isfinite(hours) and 0 < hours <= LONGEST_DUE_HOURS
+    return 0 < hours <= LONGEST_DUE_HOURS  # NaN and infinity are not
 
 
 def _name(name: object) -> str:

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, any_, case, func, literal, select, tuple_
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    and_,
+    any_,
+    case,
+    cast,
+    exists,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Session, aliased, selectinload
 
 from asset_store.errors import Ambiguous, NotFound
 from asset_store.reviewing.decide import name_of
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, Assignment, Brand, Campaign, Check, CheckOutcome
+from asset_store.tables import (
+    Asset,
+    AssetVersion,
+    Assignment,
+    Brand,
+    Campaign,
+    Check,
+    CheckOutcome,
+    Decision,
+    Retake,
+    Verdict,
+)
 
 SHORTEST_PREFIX = 4
 CANDIDATES_SHOWN = 10
@@ -70,6 +98,59 @@ def in_review(
     page = rows[:limit]
     more = len(rows) > limit
     return Page(tuple(row[0] for row in page), _mark(page[-1][1], page[-1][0]) if more and page else None)
+
+
+def queue_of(
+    session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None], limit: int = 200
+) -> Sequence[Asset]:
+    """What waits for one person's own decision: the doubtful first, then what is due first, then the longest waiting.
+
+    stages: by brand, at which the person decides; None is all. What they asked for, had made anew, or have approved since it was
+    last reopened is left out: it is not theirs to approve.
+    """
+    name = name_of(person)
+    mine = [
+        Campaign.brand_id == brand
+        if at is None
+        else and_(Campaign.brand_id == brand, Asset.waits_at.overlap(cast(list(at), ARRAY(Text))))
+        for brand, at in stages.items()
+    ]
+    asked = or_(
+        func.lower(Campaign.requested_by) == name,
+        and_(
+            Campaign.requested_by.startswith("key:"),
+            func.lower(Campaign.requested_by).endswith(f" of {name}", autoescape=True),
+        ),
+    )
+    retaken = exists().where(Retake.asset_id == Asset.id, func.lower(Retake.by) == name)
+    newest = select(func.max(AssetVersion.number)).where(AssetVersion.asset_id == Asset.id).correlate(Asset)
+    current = (
+        select(AssetVersion.id)
+        .where(AssetVersion.asset_id == Asset.id, AssetVersion.number == newest.scalar_subquery())
+        .correlate(Asset)
+        .scalar_subquery()
+    )
+    later = aliased(Decision)
+    undone = exists().where(
+        later.version_id == Decision.version_id,
+        later.seq > Decision.seq,
+        or_(later.verdict == Verdict.REOPEN, and_(later.verdict == Verdict.TAKE_BACK, func.lower(later.by) == name)),
+    )
+    approved = exists().where(
+        Decision.version_id == current,
+        Decision.verdict == Verdict.APPROVE,
+        func.lower(Decision.by) == name,
+        not_(undone),
+    )
+    question = (
+        select(Asset)
+        .join(Campaign, Campaign.id == Asset.campaign_id)
+        .where(Asset.review == ReviewState.IN_REVIEW, or_(false(), *mine), not_(asked), not_(retaken), not_(approved))
+        .options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
+        .order_by(_doubt(), Asset.due_at.asc().nulls_last(), Asset.made_at, Asset.id)
+        .limit(limit)
+    )
+    return session.scalars(question).all()
 
 
 def find_asset(session: Session, id_or_prefix: str) -> Asset:

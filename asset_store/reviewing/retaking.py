@@ -58,7 +58,7 @@ def begin(
         )
     job_table.submit(session, [job])
     row = Retake(
-        asset_id=asset_id, number=spent + 1, parent_id=version.id, job_key=job.key,
+        asset_id=asset_id, number=_asked(session, asset_id) + 1, parent_id=version.id, job_key=job.key,
         changes=[c.as_json() for c in changes], comments=[str(c) for c in comments], by=by,
     )  # fmt: skip
     session.add(row)
@@ -75,7 +75,13 @@ def came_to_nothing(session: Session, asset: Asset) -> bool:
 
 
 def retakes_of(session: Session, asset_id: uuid.UUID) -> int:
-    """How often the asset was made anew."""
+    """How often the asset was made anew; what came to nothing does not count."""
+    lost = (JobState.FAILED, JobState.CANCELLED)
+    rows = select(func.count()).select_from(Retake).join(Job, Job.key == Retake.job_key)
+    return session.scalars(rows.where(Retake.asset_id == asset_id, Job.state.not_in(lost))).one()
+
+
+def _asked(session: Session, asset_id: uuid.UUID) -> int:
     return session.scalars(select(func.count()).select_from(Retake).where(Retake.asset_id == asset_id)).one()
 
 

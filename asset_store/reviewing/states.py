@@ -35,6 +35,7 @@ class ReviewEvent(enum.StrEnum):
     REJECT = "reject"
     RETAKE = "retake"
     REOPEN = "reopen"
+    TAKE_BACK = "take back"
 
 
 class Availability(enum.StrEnum):
@@ -71,6 +72,10 @@ REVIEW_TRANSITIONS: Mapping[tuple[ReviewState, ReviewEvent], ReviewState] = Mapp
         (ReviewState.CHANGES_REQUESTED, ReviewEvent.RETAKE): ReviewState.DRAFT,
         (ReviewState.CHANGES_REQUESTED, ReviewEvent.REJECT): ReviewState.REJECTED,
         (ReviewState.CHANGES_REQUESTED, ReviewEvent.REOPEN): ReviewState.IN_REVIEW,
+        (ReviewState.IN_REVIEW, ReviewEvent.TAKE_BACK): ReviewState.IN_REVIEW,
+        (ReviewState.CHANGES_REQUESTED, ReviewEvent.TAKE_BACK): ReviewState.IN_REVIEW,
+        (ReviewState.REJECTED, ReviewEvent.TAKE_BACK): ReviewState.IN_REVIEW,
+        (ReviewState.APPROVED, ReviewEvent.TAKE_BACK): ReviewState.IN_REVIEW,
         (ReviewState.REJECTED, ReviewEvent.REOPEN): ReviewState.IN_REVIEW,
         (ReviewState.APPROVED, ReviewEvent.REOPEN): ReviewState.IN_REVIEW,
     }

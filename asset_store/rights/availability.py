@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import FourEyes, NotFound, TransitionRefused
-from asset_store.reviewing.decide import lock_asset, name_of, need_person, need_reason
+from asset_store.reviewing.decide import is_same, lock_asset, need_person, need_reason
 from asset_store.reviewing.states import AvailabilityEvent, next_state
 from asset_store.rights import licences
 from asset_store.tables import Asset, AssetVersion, Delivery, Descent, Proposal, ProposalState, Reference
@@ -59,7 +59,7 @@ def confirm(session: Session, proposal_id: uuid.UUID, by: str, on: date | None =
     that day (today, UTC, unless given). FourEyes for who asked; RightsRefused; TransitionRefused."""
     row, asset = _locked(session, proposal_id, on or datetime.now(UTC).date())
     need_person(by, f"confirm to {row.event} an asset")
-    if name_of(by) == name_of(row.by):
+    if is_same(by, row.by):
         raise FourEyes(by, f"they asked to {row.event} it", action=f"{row.event} this asset alone")
     asset.availability = next_state(asset.availability, row.event)
     _settle(session, row, ProposalState.CONFIRMED, by)

@@ -28,6 +28,7 @@ class Verdict(enum.StrEnum):
     REQUEST_CHANGES = "request changes"
     REJECT = "reject"
     WAIVE = "waive"  # of failed checks, by a brand lead
+    TAKE_BACK = "take back"  # of the decision before it, by who made it
     REOPEN = "reopen"  # supersedes the decisions before it on the same version
 
 

@@ -109,10 +109,13 @@ def decide(
 
 
 @router.post("/decisions")
-def decide_many(body: BulkIn, who: Who, store: StoreDep, idempotency_key: Idempotency = None) -> DecisionsOut:
+def decide_many(
+    body: BulkIn, who: Who, store: StoreDep, response: Response, idempotency_key: Idempotency = None
+) -> DecisionsOut:
     """Decide on up to 200 assets. Each stands alone: one that is refused does not hold up the others."""
 
     def act(session: Session) -> DecisionsOut:
+        rules.lock_all(session, [item.asset_id for item in body.items])
         results = []
         for item in body.items:
             try:
@@ -124,7 +127,7 @@ def decide_many(body: BulkIn, who: Who, store: StoreDep, idempotency_key: Idempo
                 results.append(DecisionOut(asset_id=item.asset_id, problem=problem_of(error)))
         return DecisionsOut(results=results)
 
-    return answered(store, who, idempotency_key, {"bulk": body.model_dump(mode="json")}, act, DecisionsOut)
+    return answered(store, who, idempotency_key, {"bulk": body.model_dump(mode="json")}, act, DecisionsOut, response)
 
 
 @router.post("/assets/{asset_id}/waivers", status_code=201)
@@ -159,6 +162,22 @@ def reopen(
     return answered(store, who, idempotency_key, asked, act, AssetOut, response)
 
 
+@router.post("/assets/{asset_id}/take-backs", status_code=201)
+def take_back(
+    asset_id: uuid.UUID, who: Who, store: StoreDep, response: Response, if_match: IfMatch = None,
+    idempotency_key: Idempotency = None,
+) -> AssetOut:  # fmt: skip
+    """Undo one's own decision while it is the newest; what others decided before it stands."""
+    version = row_version(if_match)
+
+    def act(session: Session) -> AssetOut:
+        current_asset(session, asset_id, who, Action.DECIDE, version)
+        return AssetOut.of(rules.take_back(session, asset_id, who.actor))
+
+    asked = {"take back": str(asset_id), "version": version}
+    return answered(store, who, idempotency_key, asked, act, AssetOut, response)
+
+
 # ---------------------------------------------------------------------------- what they share
 
 
@@ -180,13 +199,12 @@ def current_asset(session: Session, asset_id: uuid.UUID, who: Principal, action:
 
 def _decided(session: Session, asset_id: uuid.UUID, said: DecisionIn, version: int, who: Principal) -> Asset:
     """Their decision, at the stage that is named, or at the one that waits and that they review."""
-    asset = seen_asset(session, asset_id, who, Action.DECIDE)
+    asset = current_asset(session, asset_id, who, Action.DECIDE, version)
+    mine = who.stages(asset.campaign.brand_id)
+    waits = [s for s in asset.waits_at if mine is None or s in mine]
     stage = said.stage
-    if stage is None:
-        mine = who.stages(asset.campaign.brand_id)
-        waits = [s for s in asset.waits_at if mine is None or s in mine]
-        stage = choose_stage(waits or asset.waits_at, None) if asset.waits_at else None
-    if stage is not None:
+    if asset.waits_at:  # else the rules say what is wrong
+        stage = choose_stage(asset.waits_at if stage is not None else waits or asset.waits_at, stage)
         who.require(Action.DECIDE, asset.campaign.brand_id, stage)
     return rules.decide(session, asset_id, said.verdict, who.actor, said.reason, said.sha256, version, stage)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import uuid
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -91,6 +90,3 @@ def row_version(if_match: str | None) -> int:
     if not bare.isascii() or not bare.isdigit() or len(bare) > 9:
         raise HTTPException(412, "this If-Match is no ETag of an asset")
     return int(bare)
-
-
-AssetId = uuid.UUID

@@ -115,10 +115,11 @@ def unassign(asset_id: uuid.UUID, stage: str, person: str, who: Who, store: Stor
 
 def _asset_of(session: Session, comment_id: uuid.UUID, who: Principal) -> uuid.UUID:
     row = session.get(Comment, comment_id)
-    if row is None:
+    asset = None if row is None else session.get_one(AssetVersion, row.version_id).asset
+    if asset is None or not who.may(Action.VIEW, asset.campaign.brand_id):
         raise NotFound("comment", str(comment_id))
-    version = session.get_one(AssetVersion, row.version_id)
-    return seen_asset(session, version.asset_id, who, Action.COMMENT).id
+    who.require(Action.COMMENT, asset.campaign.brand_id)
+    return asset.id
 
 
 def _comments(session: Session, asset_id: uuid.UUID) -> CommentsOut:

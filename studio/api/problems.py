@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
 from asset_store import errors
@@ -94,6 +94,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OperationalError, _away)
     app.add_exception_handler(DataError, _unstorable)
+    app.add_exception_handler(IntegrityError, _raced)
     app.add_exception_handler(UnicodeEncodeError, _unstorable)
 
 
@@ -133,3 +134,9 @@ async def _unstorable(request: Request, error: Exception) -> Response:
     return _told(
         request, problem(422, told, next_step="Leave out NUL characters and half surrogate pairs.", kind="Unstorable")
     )
+
+
+async def _raced(request: Request, error: Exception) -> Response:
+    """Two requests wrote the same at once; the other was first."""
+    told = "the same was written at once by another request"
+    return _told(request, problem(409, told, next_step="Look again, and send it again if it is missing.", kind="Raced"))

@@ -14,9 +14,9 @@ from asset_store.errors import NotFound
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing.states import AvailabilityEvent
 from asset_store.rights import availability, recall
-from asset_store.tables import Library, Proposal, Reference
+from asset_store.tables import Asset, Library, Proposal, Reference
 from studio.api.answers import Answer, AssetOut, ProposalOut
-from studio.api.assets import Asked, Reason, ReasonIn, current_asset, seen_asset
+from studio.api.assets import Asked, Reason, ReasonIn, current_asset
 from studio.api.callers import Idempotency, IfMatch, StoreDep, Who, row_version
 from studio.api.once import answered
 
@@ -117,6 +117,7 @@ def recall_reference(
 
 def _proposal(session: Session, proposal_id: uuid.UUID, who: Principal) -> None:
     row = session.get(Proposal, proposal_id)
-    if row is None:
+    asset = None if row is None else session.get(Asset, row.asset_id)
+    if asset is None or not who.may(Action.VIEW, asset.campaign.brand_id):
         raise NotFound("proposal", str(proposal_id))
-    seen_asset(session, row.asset_id, who, Action.REINSTATE)
+    who.require(Action.REINSTATE, asset.campaign.brand_id)

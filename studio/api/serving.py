@@ -25,10 +25,12 @@ LOOPBACK = "127.0.0.1"
 PREFECT_STARTS_WITHIN_S = 90.0
 
 
-def first_person(session: Session, handle: str) -> Person:
-    """Whoever starts the first server on an empty database may do everything; once there are people, nobody is added."""
-    if (there := session.scalar(select(Person).limit(1))) is not None:
-        return accounts.find_person(session, handle) or there
+def first_person(session: Session, handle: str) -> Person | None:
+    """Whoever starts the first server on an empty database may do everything; once there are people, it is who has that
+    handle, or nobody."""
+    if session.scalar(select(Person.id).limit(1)) is not None:
+        found = accounts.find_person(session, handle)
+        return found if found is not None and found.disabled_at is None else None
     person = accounts.add_person(session, handle, handle, "system")
     for role in Role:
         accounts.grant(session, handle, role, "system")

@@ -41,7 +41,8 @@ def up(
             address = f"http://{host}:{server.getsockname()[1]}"
             store = running.enter_context(open_store(settings))
             with store.database.transaction() as session:
-                link = link_for(session, first_person(session, os_user()).handle, address)
+                person = first_person(session, os_user())
+                link = None if person is None else link_for(session, person.handle, address)
             if prefect and prefect_api() is None:
                 err.print("[dim]Starting Prefect's server …[/]")
                 os.environ["PREFECT_API_URL"] = running.enter_context(prefect_server(settings.home))
@@ -51,7 +52,12 @@ def up(
             running.callback(teller.stop)
             teller.start()
             out.print(f"[bold]Onmodel[/] is at {plain(address)}, its data on {plain(store.database.describe())}")
-            out.print(f"Sign in, once, within 15 minutes: {plain(link)}")
+            if link is None:
+                out.print(
+                    f"{plain(os_user())} has no account here: `onmodel people link NAME` makes a link for who has one."
+                )
+            else:
+                out.print(f"Sign in, once, within 15 minutes: {plain(link)}")
             err.print("[dim]Ctrl-C ends it; nothing is lost.[/]")
             config = uvicorn.Config(
                 create_app(store), log_level="warning", server_header=False, timeout_graceful_shutdown=5

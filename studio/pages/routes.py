@@ -20,7 +20,7 @@ from asset_store.repositories.catalogue import characters, look_through
 from asset_store.reviewing import assigning, grid
 from asset_store.reviewing.comments import remarks_of
 from asset_store.reviewing.policy import policy_of
-from asset_store.reviewing.queue import DOUBT
+from asset_store.reviewing.queue import DOUBT, queue_of
 from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome, LineageRecord, ReferenceState
@@ -168,33 +168,12 @@ def library_page(
 # ---------------------------------------------------------------------------- what pages are made of
 
 
-def _my_queue(session: Session, who: Principal) -> grid.Filters:
-    """Assets in review at stages that the caller decides at, of campaigns that they did not ask for."""
-    stages: set[str] | None = set()
-    for brand_id in session.scalars(select(Brand.id)):
-        mine = who.stages(brand_id)
-        if mine is None:
-            stages = None
-            break
-        assert stages is not None
-        stages |= set(mine)
-    return grid.Filters(
-        within=who.brands(Action.DECIDE), review=ReviewState.IN_REVIEW, stages=stages, not_asked_by=who.actor
-    )
-
-
 def _queue(session: Session, who: Principal) -> tuple[list[Asset], bool]:
     """The first of the caller's queue, the doubtful and then the due first, and whether there are more."""
-    found = grid.page(session, _my_queue(session, who), limit=QUEUE_SHOWN)
-    far = datetime.max.replace(tzinfo=UTC)
-    ordered = sorted(found.assets, key=lambda a: (_doubt(a), a.due_at or far))
-    return ordered, found.next_after is not None
-
-
-def _doubt(asset: Asset) -> int:
-    """The rank of the worst check of the current version."""
-    checks = asset.current.checks if asset.current else []
-    return min((DOUBT[c.outcome] for c in checks), default=DOUBT[CheckOutcome.NOT_RUN])
+    deciding = who.brands(Action.DECIDE)
+    brands = session.scalars(select(Brand.id)).all() if deciding is None else deciding
+    found = queue_of(session, who.actor, {b: who.stages(b) for b in brands}, QUEUE_SHOWN + 1)
+    return list(found[:QUEUE_SHOWN]), len(found) > QUEUE_SHOWN
 
 
 def _filters(given: Mapping[str, str], who: Principal) -> tuple[grid.Filters, list[str]]:

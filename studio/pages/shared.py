@@ -18,7 +18,7 @@ from studio.pages.rendering import page
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 Token = Annotated[str, Path(max_length=100)]
-PRIVATE = {"Cache-Control": "private, max-age=3600"}
+PRIVATE = {"Cache-Control": "no-store"}  # a link that is revoked shows nothing more
 
 
 def _cookie(token: str) -> str:
@@ -31,14 +31,13 @@ def _proof(request: Request, token: str) -> str:
 
 @router.get("/s/{token}")
 def shared_page(token: Token, request: Request, store: StoreDep) -> Response:
-    """The link's pictures with what was said of them under links, or the question for its password."""
+    """The link's pictures with what guests said of them, or the question for its password."""
+    check_rate(request.app.state.callers, f"share {hash_of(token)[:16]}")
     with store.database.transaction() as session:
         try:
             link = shares.open_link(session, token, _proof(request, token))
-        except PasswordWrong as error:
-            return page(
-                request, "share_password.html", None, token=token, told="" if request.method == "GET" else error.message
-            )
+        except PasswordWrong:
+            return page(request, "share_password.html", None, token=token, told="")
         cards = [
             {
                 "id": str(asset.id), "version": str(asset.current.id), "shot": asset.shot, "variant": asset.variant + 1,
@@ -100,7 +99,8 @@ def comment(
 
 def _need_picture(token: str, sha256: str, request: Request, store: StoreDep) -> None:
     """Only the current pictures of the link's assets: nothing else is shown under it."""
+    check_rate(request.app.state.callers, f"share {hash_of(token)[:16]}")
     with store.database.transaction() as session:
         link = shares.open_link(session, token, _proof(request, token))
-        if sha256 not in {a.current.sha256 for a in shares.shown(session, link) if a.current is not None}:
+        if shares.find_shown(session, link, sha256) is None:
             raise NotFound("picture of this link", sha256)

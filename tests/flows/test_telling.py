@@ -218,6 +218,7 @@ def test_who_is_asked_and_late_gets_a_mail(store: Store, own_database: Database)
         asset = an_asset_in_review(session, a_campaign(session, stages=[{"name": "brand", "due_hours": 1}]))
         assigning.assign(session, asset.id, "brand", "grace@lumen.example", "pat")
         assigning.assign(session, asset.id, "brand", "hedy", "pat")  # no address: nothing to send there
+        assigning.assign(session, asset.id, "brand", "broken@", "pat")
 
     happening(store, act)
     later = datetime.now(UTC) + timedelta(hours=2)
@@ -226,7 +227,7 @@ def test_who_is_asked_and_late_gets_a_mail(store: Store, own_database: Database)
     server.shutdown()
     server.server_close()
     mails = [email.message_from_string(m) for m in Mail.messages]
-    assert [m["Subject"].rpartition(": ")[2] for m in mails] == ["assign", "assign", "overdue"]
+    assert [m["Subject"].rpartition(": ")[2] for m in mails] == ["assign", "assign", "assign", "overdue"]
     assert {m["To"] for m in mails} == {"grace@lumen.example"}
 
 

@@ -1,4 +1,4 @@
-// Choosing many and deciding on them at once; what was approved is reopened by undo.
+// Choosing many and deciding on them at once; undo takes one's own decisions back.
 import { ask, say, told, typing } from "./page.js";
 
 const bulk = document.querySelector("[data-bulk]");
@@ -44,7 +44,10 @@ for (const button of bulk?.querySelectorAll("[data-decide]") ?? []) {
       asset_id: card.dataset.asset, row_version: Number(card.dataset.rowVersion), sha256: card.dataset.sha256,
       verdict: button.dataset.decide, reason,
     }));
-    const answer = await ask("POST", "/v1/decisions", { items }, { "Idempotency-Key": crypto.randomUUID() });
+    const all = [...bulk.querySelectorAll("[data-decide]")];
+    all.forEach((b) => { b.disabled = true; });
+    const answer = await ask("POST", "/v1/decisions", { items }, { "Idempotency-Key": keyOf(items) });
+    all.forEach((b) => { b.disabled = false; });
     if (!answer.ok) return say(told(answer.body));
     const done = [], refused = [];
     for (const result of answer.body.results) {
@@ -62,10 +65,18 @@ for (const button of bulk?.querySelectorAll("[data-decide]") ?? []) {
   });
 }
 
+let lastAsked = "", lastKey = "";
+/** The same decisions sent again, as after a lost answer, go under the same key: they are made once. */
+function keyOf(items) {
+  const asked = JSON.stringify(items);
+  if (asked !== lastAsked) [lastAsked, lastKey] = [asked, crypto.randomUUID()];
+  return lastKey;
+}
+
 async function undo(assets) {
   let back = 0, refusal = "";
   for (const asset of assets) {
-    const answer = await ask("POST", `/v1/assets/${asset.id}/reopenings`, { reason: "undone in the grid" }, { "If-Match": `"${asset.row_version}"` });
+    const answer = await ask("POST", `/v1/assets/${asset.id}/take-backs`, undefined, { "If-Match": `"${asset.row_version}"` });
     if (answer.ok) {
       back += 1;
       redrawn(document.querySelector(`.card[data-asset="${asset.id}"]`), answer.body);

@@ -13,7 +13,7 @@ export async function ask(method, address, body, headers = {}) {
     const text = await answer.text();
     return { ok: answer.ok, status: answer.status, body: text ? JSON.parse(text) : {} };
   } catch {
-    return { ok: false, status: 0, body: { title: "The server cannot be reached.", next_step: "It is sent again when it can." } };
+    return { ok: false, status: 0, body: { title: "The server cannot be reached.", next_step: "Try again when it can." } };
   }
 }
 
@@ -57,6 +57,6 @@ for (const grid of document.querySelectorAll("[data-roving]")) {
 }
 
 document.querySelector("[data-sign-out]")?.addEventListener("click", async () => {
-  await ask("DELETE", "/v1/sessions/current");
-  location.assign("/sign-in");
+  const answer = await ask("DELETE", "/v1/sessions/current");
+  answer.ok || answer.status === 401 ? location.assign("/sign-in") : say(told(answer.body));
 });

@@ -9,9 +9,11 @@ const find = (what) => room.querySelector(what);
 
 const form = find("[data-decide-form]");
 let deciding = false;
+const keys = {}; // one for each thing that is said, until it is answered: said again, it counts once
 
 async function decide(verdict) {
-  if (!form || deciding || !form.querySelector(`[data-verdict="${verdict}"]`)) return;
+  const seen = find("[data-picture]");
+  if (!form || deciding || !seen?.complete || !seen.naturalWidth || !form.querySelector(`[data-verdict="${verdict}"]`)) return;
   const reason = form.elements.reason.value.trim();
   if (verdict !== "approve" && !reason) {
     form.elements.reason.focus();
@@ -19,7 +21,8 @@ async function decide(verdict) {
   }
   deciding = true;
   const body = { verdict, reason, sha256, stage: form.elements.stage?.value ?? null };
-  const answer = await ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${room.dataset.rowVersion}"`, "Idempotency-Key": crypto.randomUUID() });
+  keys[JSON.stringify(body)] ??= crypto.randomUUID();
+  const answer = await ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${room.dataset.rowVersion}"`, "Idempotency-Key": keys[JSON.stringify(body)] });
   deciding = false;
   if (!answer.ok) return say(told(answer.body), answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);
   sessionStorage.setItem("said", `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.review}`);
@@ -49,6 +52,7 @@ const other = find("[data-other]"), slider = find("[data-slider]"), pictures = f
 const pressed = (name, on) => find(`[data-do="${name}"]`)?.setAttribute("aria-pressed", String(on));
 
 function compare(address) {
+  if (!other || !slider) return;
   const on = Boolean(address) && !(other.src.endsWith(address) && !other.hidden);
   if (on) other.src = address;
   other.hidden = slider.hidden = !on;
@@ -70,9 +74,16 @@ for (const button of room.querySelectorAll("[data-do]")) button.addEventListener
 // ------------------------------------------------------------------ comments and pins
 
 const list = find("[data-comments]"), pins = find("[data-pins]"), writing = find("[data-comment-form]"), note = find("[data-pin-note]");
-const unsentKey = `unsent ${asset}`;
+const unsentKey = `unsent ${me} ${asset}`; // nobody else's words are sent from a browser that is shared
 let comments = JSON.parse(document.querySelector("[data-comments-json]").textContent);
-let unsent = JSON.parse(localStorage.getItem(unsentKey) ?? "[]");
+const kept = () => JSON.parse(localStorage.getItem(unsentKey) ?? "[]");
+let unsent = kept();
+
+/** Change what is kept, on what another tab may have kept meanwhile. */
+function keep(change) {
+  unsent = change(kept());
+  localStorage.setItem(unsentKey, JSON.stringify(unsent));
+}
 let draft = null;
 
 function pinning(on) {
@@ -96,8 +107,8 @@ pictures?.addEventListener("click", (event) => {
 function drawn() {
   const all = [...comments, ...unsent.map((c) => ({ ...c, by: me, version: "", unsent: true }))];
   list.replaceChildren(...all.map((c, i) => item(c, i + 1)));
-  pins.replaceChildren(...all.flatMap((c, i) => (c.region && c.version_id === version ? [pin(c.region, String(i + 1), c.text)] : [])));
-  if (draft) pins.append(pin(draft, "+", "the pin that you are placing", true));
+  pins?.replaceChildren(...all.flatMap((c, i) => (c.region && c.version_id === version ? [pin(c.region, String(i + 1), c.text)] : [])));
+  if (draft) pins?.append(pin(draft, "+", "the pin that you are placing", true));
   if (note) {
     note.hidden = !draft;
     note.textContent = draft ? `Pinned at ${Math.round(draft.x * 100)} %, ${Math.round(draft.y * 100)} %.` : "";
@@ -108,9 +119,17 @@ function item(comment, number) {
   const row = document.createElement("li"), words = document.createElement("p"), who = document.createElement("span");
   row.toggleAttribute("data-unsent", Boolean(comment.unsent));
   who.className = "faint";
-  who.textContent = `${number} · ${comment.by}` + (comment.unsent ? " · not sent yet" : comment.version_id === version ? "" : ` · version ${comment.version}`) + (comment.edited ? " · corrected" : "") + (comment.region ? ` · ${comment.region.kind}` : "");
+  who.textContent = `${number} · ${comment.by}` + (comment.unsent ? ` · not sent yet${comment.refused ? `: ${comment.refused}` : ""}` : comment.version_id === version ? "" : ` · version ${comment.version}`) + (comment.edited ? " · corrected" : "") + (comment.region ? ` · ${comment.region.kind}` : "");
   words.textContent = comment.text;
   row.append(who, words);
+  if (comment.refused) {
+    const drop = Object.assign(document.createElement("button"), { type: "button", textContent: "Discard" });
+    drop.addEventListener("click", () => {
+      keep((all) => all.filter((c) => c.id !== comment.id));
+      drawn();
+    });
+    row.append(drop);
+  }
   return row;
 }
 
@@ -128,18 +147,25 @@ function pin(region, label, text, isDraft = false) {
   return row;
 }
 
-/** Kept in this browser until the server has answered; sent again under the same id, it is written once. */
+let sending = false;
+/** Kept in this browser until the server has it; sent again under the same id, it is written once. What is refused stays, with why. */
 async function send() {
-  for (const comment of [...unsent]) {
+  if (sending) return;
+  sending = true;
+  for (const { refused, ...comment } of kept()) {
     const answer = await ask("POST", `/v1/assets/${asset}/comments`, comment);
-    if (answer.ok) comments = [...comments.filter((c) => c.id !== answer.body.id), answer.body];
-    else if (answer.status === 0 || answer.status >= 500 || answer.status === 429) {
+    if (answer.ok) {
+      comments = [...comments.filter((c) => c.id !== answer.body.id), answer.body];
+      keep((all) => all.filter((c) => c.id !== comment.id));
+    } else if (answer.status === 0 || answer.status >= 500 || answer.status === 429) {
       say("The comment is kept here and sent when the server can be reached.");
       break;
-    } else say(told(answer.body));
-    unsent = unsent.filter((c) => c.id !== comment.id);
-    localStorage.setItem(unsentKey, JSON.stringify(unsent));
+    } else {
+      keep((all) => all.map((c) => (c.id === comment.id ? { ...comment, refused: told(answer.body) } : c)));
+      if (answer.status === 401) break;
+    }
   }
+  sending = false;
   drawn();
 }
 
@@ -147,15 +173,15 @@ writing?.addEventListener("submit", (event) => {
   event.preventDefault();
   const text = writing.elements.text.value.trim();
   if (!text) return;
-  unsent.push({ id: crypto.randomUUID(), version_id: version, text, region: draft });
-  localStorage.setItem(unsentKey, JSON.stringify(unsent));
+  const comment = { id: crypto.randomUUID(), version_id: version, text, region: draft };
+  keep((all) => [...all, comment]);
   writing.reset();
   pinning(false);
   send();
 });
 
 addEventListener("online", send);
-setInterval(() => unsent.length && send(), 5000);
+setInterval(() => unsent.some((c) => !c.refused) && send(), 5000);
 drawn();
 if (unsent.length) send();
 
@@ -165,7 +191,7 @@ const retaking = document.querySelector("[data-retake]"), wishes = document.quer
 const numbers = ["scale", "guidance", "steps", "seed"], texts = ["prompt", "negative_prompt"];
 let current = {};
 
-/** What the form asks for, in the kinds that /v1 takes; an empty number is left as it is. */
+/** What the form asks for, in the kinds that /v1 takes; an empty number stays as it is, an empty seed is another. */
 function wished() {
   const told = Object.fromEntries(texts.map((n) => [n, wishes.elements[n].value]));
   for (const n of numbers) if (wishes.elements[n].value !== "") told[n] = Number(wishes.elements[n].value);
@@ -180,6 +206,7 @@ function changesShown() {
     row.append(`${n.replace("_", " ")}: `, before, " → ", after);
     return row;
   });
+  if (wishes.elements.seed.value === "") rows.push(Object.assign(document.createElement("li"), { textContent: "seed: another" }));
   document.querySelector("[data-retake-changes]").replaceChildren(...rows);
 }
 
@@ -231,6 +258,7 @@ document.addEventListener("keydown", (event) => {
       return writing.elements.text.focus();
     }
   }
+  if (event.repeat && "acr".includes(event.key)) return; // a key that is held decides on one picture
   if (typing(event) || (event.key !== "?" && !keysOn.checked)) return;
   const act = {
     j: () => go(room.dataset.next), k: () => go(room.dataset.previous), a: () => decide("approve"), c: () => decide("request changes"),

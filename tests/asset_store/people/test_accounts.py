@@ -60,3 +60,16 @@ def test_the_last_admin_stays(session: Session) -> None:
         accounts.revoke(session, "ada", Role.ADMIN, "ada")
     accounts.grant(session, "grace", Role.ADMIN, "ada")
     accounts.revoke(session, "ada", Role.ADMIN, "grace")
+
+
+def test_the_last_admin_is_not_disabled_and_a_disabled_one_does_not_count(session: Session) -> None:
+    for handle in ("ada", "grace"):
+        accounts.add_person(session, handle, handle, "system")
+        accounts.grant(session, handle, Role.ADMIN, "system")
+    accounts.disable(session, "grace", "ada")
+    for attempt in (
+        lambda: accounts.disable(session, "ada", "ada"),
+        lambda: accounts.revoke(session, "ada", Role.ADMIN, "ada"),
+    ):
+        with pytest.raises(AccountRefused, match="last admin"):
+            attempt()

@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 
 from asset_store.errors import FourEyes, NotFound, PasswordWrong, ShareRefused
 from asset_store.people import shares
+from asset_store.reviewing import decide
 from asset_store.reviewing.comments import remarks_of
-from asset_store.tables import Asset, AuditRow, ShareLink
-from tests.stories import a_campaign, an_asset_in_review, approve
+from asset_store.rights import recall
+from asset_store.tables import Asset, AuditRow, ShareLink, Verdict
+from tests.stories import a_campaign, a_reference, a_released_asset, an_asset_in_review, approve, picture_of
 
 DAY = timedelta(days=1)
 
@@ -101,3 +103,26 @@ def test_a_link_that_cannot_be_so_is_refused(session: Session, asset: Asset) -> 
         shares.share(session, [uuid.uuid4()], "t", DAY, "pat")
     with pytest.raises(NotFound):
         shares.revoke_link(session, uuid.uuid4(), "pat")
+
+
+def test_what_may_not_be_used_is_not_shown(session: Session) -> None:
+    """Rejected, suspended, or of a reference that was taken back: gone from under the link at once."""
+    reference = a_reference(session)
+    released, rejected, kept = (
+        a_released_asset(session, [reference]),
+        an_asset_in_review(session),
+        an_asset_in_review(session),
+    )
+    link, _ = link_to(session, released, rejected, kept)
+
+    def shown() -> set[uuid.UUID]:
+        return {a.id for a in shares.shown(session, link)}
+
+    assert shown() == {released.id, rejected.id, kept.id}
+    decide.decide(session, rejected.id, Verdict.REJECT, "grace", "no", picture_of(rejected))
+    assert shown() == {released.id, kept.id}
+    recall.withdraw_reference(session, reference.id, "rita", "contract ended")
+    session.expire_all()
+    assert shown() == {kept.id}
+    assert shares.find_shown(session, link, picture_of(released)) is None
+    assert shares.find_shown(session, link, picture_of(kept)) is not None

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import FourEyes, NotFound
+from asset_store.people import accounts
 from asset_store.reviewing import assigning
 from asset_store.tables import AuditRow
 from tests.stories import REQUESTER, an_asset_in_review
@@ -41,3 +42,12 @@ def test_who_is_asked_no_more_is_gone_from_the_list(session: Session) -> None:
     assert assigning.assignments_of(session, asset.id) == []
     with pytest.raises(NotFound):
         assigning.unassign(session, asset.id, "brand", "grace", "pat")
+
+
+def test_where_people_have_accounts_only_they_are_asked(session: Session) -> None:
+    asset = an_asset_in_review(session)
+    accounts.add_person(session, "grace@lumen.example", "Grace", "system")
+    assigning.assign(session, asset.id, "brand", "Grace@lumen.example", "pat")
+    for stranger in ("hedy", "x@evil.example", "q@x, victim@evil.example", "a\nb"):
+        with pytest.raises(NotFound, match="no person"):
+            assigning.assign(session, asset.id, "brand", stranger, "pat")

@@ -95,6 +95,7 @@ def test_answers_are_of_the_same_asset(session: Session, asset: Asset) -> None:
         {**PIN, "x": float("nan")}, {**PIN, "x": "0.5"}, {**PIN, "x": True}, {**BOX, "width": 0.6},
         {"kind": "path", "points": [[0, 0]]}, {"kind": "path", "points": [[0, 0], [1]]}, {"kind": "path", "points": "ab"},
         {"kind": "path", "points": [[0, 0]] * 2001}, {"kind": ["pin"], "x": 0, "y": 0}, {"kind": "circle", "x": 0, "y": 0},
+        {**PIN, "x": 10**400},
     ],
 )  # fmt: skip
 def test_a_region_that_is_none_is_refused(session: Session, asset: Asset, region: dict[str, Any]) -> None:

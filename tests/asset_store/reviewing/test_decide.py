@@ -241,3 +241,21 @@ def test_a_draft_can_only_be_submitted(session: Session, event: Any) -> None:
 def test_an_unknown_asset_is_not_found(session: Session) -> None:
     with pytest.raises(NotFound):
         decide.decide(session, uuid.uuid4(), Verdict.APPROVE, REVIEWER, "", a_sha256("nothing"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "approves", "same"),
+    [
+        ("pat", "pat@lumen.example", True), ("pat@lumen.example", "PAT", True), ("key:ci of pat", "pat@lumen.example", True),
+        ("pat@lumen.example", "pat@other.example", False), ("pat", "patricia@lumen.example", False),
+    ],
+)  # fmt: skip
+def test_who_asked_at_a_terminal_does_not_approve_in_a_browser(
+    session: Session, asked: str, approves: str, same: bool
+) -> None:
+    asset = an_asset_in_review(session, a_campaign(session, requested_by=asked))
+    if same:
+        with pytest.raises(FourEyes):
+            approve(session, asset, approves)
+    else:
+        assert approve(session, asset, approves).review is ReviewState.APPROVED

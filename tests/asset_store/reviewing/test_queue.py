@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from asset_store.errors import Ambiguous, NotFound
-from asset_store.reviewing.queue import find_asset, in_review
+from asset_store.reviewing import decide
+from asset_store.reviewing.queue import find_asset, in_review, queue_of
 from asset_store.tables import Asset, CheckOutcome
-from tests.stories import a_campaign, a_job, an_approved_asset, an_asset, an_asset_in_review, approve
+from tests.stories import a_brand, a_campaign, a_job, an_approved_asset, an_asset, an_asset_in_review, approve
 
 
 def test_the_doubtful_come_first_then_the_longest_waiting(session: Session) -> None:
@@ -83,3 +84,30 @@ def test_an_asset_is_found_by_the_start_of_its_id(session: Session) -> None:
 def test_what_names_no_asset_is_not_found(session: Session, asked: str) -> None:
     with pytest.raises(NotFound):
         find_asset(session, asked)
+
+
+def test_a_person_s_own_queue_is_what_they_may_approve(session: Session) -> None:
+    brand = a_brand(session)
+    plain = an_asset_in_review(session)
+    asked = an_asset_in_review(session, a_campaign(session, "own", requested_by="grace"))
+    by_key = an_asset_in_review(session, a_campaign(session, "key", requested_by="key:ci of grace"))
+    legal = an_asset_in_review(session, a_campaign(session, "legal", stages=["legal"]))
+    quorum = an_asset_in_review(session, a_campaign(session, "two", stages=[{"name": "brand", "quorum": 2}]))
+    doubtful = an_asset_in_review(session, a_campaign(session, "doubt"), outcome=CheckOutcome.WARN)
+    due = an_asset_in_review(session, a_campaign(session, "due", stages=[{"name": "brand", "due_hours": 1}]))
+    other = an_asset_in_review(session, a_campaign(session, "other", brand="other"))
+
+    def queue(person: str, stages: dict[uuid.UUID, set[str] | None]) -> list[uuid.UUID]:
+        return [a.id for a in queue_of(session, person, stages)]
+
+    mine = queue("Grace", {brand.id: {"brand"}})
+    assert mine[:2] == [doubtful.id, due.id]
+    assert set(mine) == {plain.id, quorum.id, doubtful.id, due.id}
+    assert {legal.id, asked.id, by_key.id} <= set(queue("hedy", {brand.id: None}))
+    assert other.id not in queue("hedy", {brand.id: None})
+    assert queue("hedy", {}) == []
+    approve(session, quorum, "grace")
+    assert quorum.id not in queue("grace", {brand.id: None})
+    assert quorum.id in queue("hedy", {brand.id: None})
+    decide.take_back(session, quorum.id, "grace")
+    assert quorum.id in queue("grace", {brand.id: None})

@@ -92,6 +92,15 @@ def test_a_retake_that_came_to_nothing_may_be_asked_for_again(session: Session, 
             retaking.begin(session, asset.id, job(2), [SEED], "pat", picture_of(asset))
 
 
+def test_what_came_to_nothing_does_not_count_towards_the_cap(session: Session) -> None:
+    asset = sent_back(session, 1)
+    for number in range(3):
+        retaking.begin(session, asset.id, job(number), [SEED], "pat", picture_of(asset))
+        session.get_one(Job, job(number).key).state = JobState.FAILED
+        session.flush()
+    assert retaking.retakes_of(session, asset.id) == 0
+
+
 def test_what_waits_or_was_decided_otherwise_is_not_made_anew(session: Session) -> None:
     waiting = an_asset_in_review(session)
     with pytest.raises(TransitionRefused):

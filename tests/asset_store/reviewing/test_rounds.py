@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -141,16 +141,6 @@ def test_what_is_due_first_counts_from_when_the_round_began(session: Session) ->
     assert asset.due_at == asset.round_at + timedelta(hours=48)
     say(session, asset, "joan", "regional", Verdict.REQUEST_CHANGES)
     assert asset.due_at is None
-
-
-def test_what_is_late_is_listed_the_longest_first(session: Session) -> None:
-    slow, quick, timeless = (
-        in_review_at(session, *stages) for stages in ([{"name": "a", "due_hours": 9}], [{"name": "a", "due_hours": 1}], ["a"])
-    )  # fmt: skip
-    later = datetime.now(UTC) + timedelta(hours=10)
-    assert [a.id for a in assigning.overdue(session, later)] == [quick.id, slow.id]
-    assert [a.id for a in assigning.overdue(session, later - timedelta(hours=5))] == [quick.id]
-    assert timeless.due_at is None
 
 
 def test_a_decision_says_which_checks_and_which_policy_it_was_made_under(session: Session) -> None:

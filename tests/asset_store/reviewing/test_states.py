@@ -24,6 +24,10 @@ in review         reject           rejected
 changes requested retake           draft
 changes requested reject           rejected
 changes requested reopen           in review
+in review         take back        in review
+changes requested take back        in review
+rejected          take back        in review
+approved          take back        in review
 rejected          reopen           in review
 approved          reopen           in review
 """

@@ -192,8 +192,10 @@ def test_filters_narrow_what_is_found(door: Door, grace: TestClient, query: dict
     some_assets(door, name="autumn", stages=["legal"])
     some_assets(door, name="winter", brand="other")
     with door.session() as session:
+        from asset_store.people import accounts
         from asset_store.reviewing import assigning
 
+        accounts.add_person(session, "hedy", "Hedy", "system")
         assigning.assign(session, asked.id, "brand", "hedy", "system")
     assert len(grace.get("/v1/assets", params=query).json()["assets"]) == shots
 

@@ -89,6 +89,12 @@ class Site:
         session.expire(asset, ["versions"])
         lineage.write(session, version.id, a_record(version, asset, references), [r.id for r in references])
 
+    def somebody(self, session: Session) -> str:
+        """Another person who reviews."""
+        accounts.add_person(session, "hedy", "Hedy", "system")
+        accounts.grant(session, "hedy", Role.REVIEWER, "system")
+        return "hedy"
+
     def person(self, handle: str, *roles: Role, stage: str | None = None, **options: Any) -> Page:
         """A browser window in which this person has signed in by their link."""
         with self.session() as session:

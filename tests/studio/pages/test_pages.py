@@ -8,11 +8,13 @@ import uuid
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
+from asset_store.people import passes
 from asset_store.reviewing import comments
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, CheckOutcome, Comment, Decision, Job, Role
+from asset_store.tables import Asset, BrowserSession, CheckOutcome, Comment, Decision, Job, Role
+from studio.api.callers import COOKIE
 from tests.studio.pages.conftest import Site
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script>{{7*7}}'\";--"
@@ -149,7 +151,7 @@ def test_a_pin_is_placed_without_a_pointer(site: Site) -> None:
 
 def test_many_are_decided_at_once_and_taken_back(site: Site) -> None:
     site.assets(6)
-    page = site.person("grace", Role.REVIEWER, Role.BRAND_LEAD)
+    page = site.person("grace", Role.REVIEWER)
     page.goto(f"{site.address}/assets?review=in+review")
     boxes = page.locator("[data-pick]")
     boxes.nth(1).click()
@@ -162,6 +164,44 @@ def test_many_are_decided_at_once_and_taken_back(site: Site) -> None:
     expect(page.locator("#said")).to_contain_text("4 taken back")
     assert states(site) == {"in review": 6}
     quiet(page)
+
+
+def test_a_key_that_is_held_decides_on_one_picture(site: Site) -> None:
+    site.assets(3)
+    page = site.person("grace", Role.REVIEWER)
+    page.locator(".frame").first.click()
+    page.wait_for_load_state()
+    page.keyboard.down("a")
+    for _ in range(6):
+        page.wait_for_timeout(150)
+        page.keyboard.down("a")  # a second press without letting go is a repetition
+    page.keyboard.up("a")
+    page.wait_for_timeout(300)
+    assert states(site) == {"approved": 1, "in review": 2}
+
+
+def test_words_that_are_refused_stay_with_who_wrote_them(site: Site) -> None:
+    """A session that ended loses no comment, and nobody else sends it."""
+    (asset,) = site.assets(1)
+    page = site.person("grace", Role.REVIEWER)
+    page.goto(f"{site.address}/assets/{asset.id}")
+    with site.session() as session:
+        session.execute(update(BrowserSession).values(ended_at=func.now()))
+    page.locator("[data-comment-form] textarea").fill("three ears")
+    page.get_by_role("button", name="Comment").click()
+    expect(page.locator(".comments li")).to_contain_text("not sent yet")
+    with site.session() as session:
+        other, mine = (
+            passes.use_link(session, passes.make_link(session, who, "system"))
+            for who in (site.somebody(session), "grace")
+        )
+    for cookie, seen in ((other, 0), (mine, 1)):
+        page.context.add_cookies([{"name": COOKIE, "value": cookie, "url": site.address}])
+        page.reload()
+        expect(page.locator(".comments li")).to_have_count(seen)
+    expect(page.locator(".comments li")).not_to_contain_text("not sent yet")
+    with site.session() as session:
+        assert session.scalars(select(Comment.by)).all() == ["grace"]
 
 
 def test_filters_stand_in_the_address_and_can_be_taken_out(site: Site) -> None:
