@@ -137,7 +137,7 @@ def test_what_overflows_in_one_row_stays_there(checkpoints: Checkpoints, picture
     assert not broken.finite
     (alone,) = engine.generate([plain])
     for other in others:
-        assert np.abs(other.latents - alone.latents).max() <= 1e-5
+        assert np.abs(other.latents - alone.latents).max() <= 4e-5
 
 
 def test_two_generations_at_once_on_one_unet_are_refused(checkpoints: Checkpoints) -> None:

@@ -16,7 +16,7 @@ from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import GenerationRequest, ReferencePrompt
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
 
-TOLERANCE = 1e-5  # the latents reach 10 to 20, so this is a few units in the last place of single precision
+TOLERANCE = 4e-5  # the latents reach 10 to 20, so this is a few units in the last place of single precision
 PROMPTS = ["a red fox", "a blue cat", "", "fox, cat and fox beside a red cat"]
 
 

@@ -25,7 +25,11 @@ from ipadapter_engine.requests import CharacterModel, ControlPrompt, GenerationR
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
 
-TOLERANCE, SAME, DIFFERENT = 1e-4, 1e-5, 0.01
+TOLERANCE, SAME, DIFFERENT = (
+    1e-4,
+    4e-5,
+    0.01,
+)  # SAME: latents reach 20, and CPUs round sums of a batch each their own way
 LAYOUTS = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
 
 

@@ -26,7 +26,11 @@ from ipadapter_engine.requests import ControlPrompt, GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, picture
 
-TOLERANCE, SAME, DIFFERENT = 1e-4, 1e-5, 0.01
+TOLERANCE, SAME, DIFFERENT = (
+    1e-4,
+    4e-5,
+    0.01,
+)  # SAME: latents reach 20, and CPUs round sums of a batch each their own way
 STRIDES = {"sd15": 8, "sdxl": 4}
 PIPELINES = {"sd15": StableDiffusionControlNetPipeline, "sdxl": StableDiffusionXLControlNetPipeline}
 KINDS = ("edges", "pose")

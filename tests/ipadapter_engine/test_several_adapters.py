@@ -26,7 +26,11 @@ from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, picture
 from tests.ipadapter_engine.test_attention import counted
 
-TOLERANCE, SAME, DIFFERENT = 1e-4, 1e-5, 0.01
+TOLERANCE, SAME, DIFFERENT = (
+    1e-4,
+    4e-5,
+    0.01,
+)  # SAME: latents reach 20, and CPUs round sums of a batch each their own way
 LAYOUTS = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
 PAIRS = pytest.mark.parametrize("pair", [("base", "base"), ("base", "plus"), ("plus", "base")], ids="+".join)
 PIPELINES = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}

@@ -40,7 +40,8 @@ def end(process: subprocess.Popen[str], sign: signal.Signals = signal.SIGTERM) -
     assert alive == []
 
 
-def test_one_command_starts_everything_and_its_link_signs_in(home: Home) -> None:
+def test_one_command_starts_everything_and_its_link_signs_in(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)  # else the server that it names is used
     process, address, token = started(home)
     try:
         with httpx.Client(base_url=address) as browser:

@@ -113,7 +113,7 @@ class Site:
         return page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs as long, and flows of other files need one of their own
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium: `apt-get install chromium`, or let `make test` install it as root")
