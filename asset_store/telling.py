@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import NotFound, SubscriptionRefused
+from asset_store.people.accounts import brand_id_of
 from asset_store.reviewing.states import AvailabilityEvent, ReviewEvent
-from asset_store.tables import Asset, Assignment, AuditRow, Brand, Format, Subscription
+from asset_store.tables import Asset, Assignment, AuditRow, Format, Subscription
 
 OVERDUE = "overdue"
 ACTIONS = frozenset(
@@ -75,9 +76,7 @@ def subscribe(
     if strange := sorted(set(actions) - ACTIONS):
         raise SubscriptionRefused(f"nothing is called {strange[0][:40]!r}", f"There are: {', '.join(sorted(ACTIONS))}.")
     _check_target(target, format_)
-    brand_id = None
-    if brand is not None and (brand_id := session.scalar(select(Brand.id).where(Brand.name == brand))) is None:
-        raise NotFound("brand", brand, "Brands come with their libraries: ingest one first.")
+    brand_id = brand_id_of(session, brand)
     newest = session.scalar(select(func.coalesce(func.max(AuditRow.seq), 0)))
     row = Subscription(
         name=name, target=target, format=format_, secret=secrets.token_hex(32), actions=sorted(set(actions)), brand_id=brand_id,

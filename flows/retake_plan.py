@@ -14,7 +14,7 @@ from asset_store.errors import NotFound, RetakeRefused
 from asset_store.repositories.jobs import NewJob
 from asset_store.reviewing import retaking
 from asset_store.reviewing.comments import Remark, remarks_of
-from asset_store.reviewing.decide import standing_decisions
+from asset_store.reviewing.decide import GUEST, standing_decisions
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.retaking import Change
 from asset_store.tables import Asset, AssetVersion, CheckOutcome, Job, Verdict
@@ -76,7 +76,7 @@ def suggest(session: Session, asset: Asset) -> Wishes:
     version = _current(asset)
     recipe = session.get_one(Job, version.job_key).recipe
     remarks = remarks_of(session, asset.id)
-    said = [r.text for r in remarks if r.version_id == version.id and not r.by.startswith("guest:")]
+    said = [r.text for r in remarks if r.version_id == version.id and not r.by.startswith(GUEST)]
     said += [d.reason for d in standing_decisions(session, version.id) if d.verdict is Verdict.REQUEST_CHANGES]
     words = [w for text in said if (w := " ".join(text.split()).strip(" .!"))]
     prompt = ", ".join(dict.fromkeys([recipe["prompt"], *words]))[:LONGEST_PROMPT] if words else None

@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session, selectinload
 from asset_store import audit
 from asset_store.errors import AccountRefused, NotFound
 from asset_store.people.permissions import Granted, Principal
+from asset_store.repositories.libraries import get_brand
 from asset_store.reviewing.decide import NOT_A_PERSON
-from asset_store.tables import Brand, BrowserSession, Grant, Person, Role
+from asset_store.tables import BrowserSession, Grant, Person, Role
 
 LONGEST_HANDLE = 254  # of an e-mail address
 
@@ -72,7 +73,7 @@ def grant(
     session: Session, handle: str, role: Role, by: str, brand: str | None = None, stage: str | None = None
 ) -> Grant:
     """Give a role, for one brand or for all; again, it changes nothing. A stage is a reviewer's alone."""
-    person, brand_id = get_person(session, handle), _brand_id(session, brand)
+    person, brand_id = get_person(session, handle), brand_id_of(session, brand)
     if stage is not None and role is not Role.REVIEWER:
         raise AccountRefused(f"a {role} has no stage", "Give a stage to reviewers alone.")
     there = _find_grant(session, person.id, role, brand_id, stage)
@@ -91,7 +92,7 @@ def revoke(
 ) -> None:
     """Take a role back. AccountRefused for the last admin of all: nobody could let anybody in."""
     person = get_person(session, handle)
-    there = _find_grant(session, person.id, role, _brand_id(session, brand), stage)
+    there = _find_grant(session, person.id, role, brand_id_of(session, brand), stage)
     if there is None:
         raise NotFound("role of", f"{person.handle}: {role}", "`onmodel people list` shows the roles of all.")
     if role is Role.ADMIN and there.brand_id is None:
@@ -118,13 +119,9 @@ def checked_handle(handle: str) -> str:
     return handle
 
 
-def _brand_id(session: Session, brand: str | None) -> uuid.UUID | None:
-    if brand is None:
-        return None
-    found = session.scalar(select(Brand.id).where(Brand.name == brand))
-    if found is None:
-        raise NotFound("brand", brand, "Brands come with their libraries: ingest one first.")
-    return found
+def brand_id_of(session: Session, brand: str | None) -> uuid.UUID | None:
+    """The brand that something is for, None for all. NotFound."""
+    return None if brand is None else get_brand(session, brand).id
 
 
 def _find_grant(

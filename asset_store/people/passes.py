@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import AccountRefused, NotFound, NotSignedIn
-from asset_store.people.accounts import get_person, principal_of
+from asset_store.people.accounts import brand_id_of, get_person, principal_of
 from asset_store.people.permissions import NEVER_BY_KEY, Action, Principal
-from asset_store.tables import ApiKey, Brand, BrowserSession, SignInLink
+from asset_store.tables import ApiKey, BrowserSession, SignInLink
 
 LINK_FOR = timedelta(minutes=15)
 SESSION_FOR, SESSION_IDLE = timedelta(days=7), timedelta(hours=12)
@@ -105,9 +105,7 @@ def make_key(
         raise AccountRefused(f"no key may {', '.join(refused)}: people do", "Leave these scopes out.")
     if not scopes or not timedelta(0) < lasts <= LONGEST_KEY:
         raise AccountRefused("a key needs scopes, and an end within a year", "Give both.")
-    brand_id = None
-    if brand is not None and (brand_id := session.scalar(select(Brand.id).where(Brand.name == brand))) is None:
-        raise NotFound("brand", brand, "Brands come with their libraries: ingest one first.")
+    brand_id = brand_id_of(session, brand)
     secret = KEY_PREFIX + new_token()
     key = ApiKey(
         name=name, sha256=hash_of(secret), owner_id=person.id, scopes=sorted(s.value for s in scopes), brand_id=brand_id,

@@ -9,13 +9,15 @@ import uuid
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, exists, or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from asset_store import audit
 from asset_store.errors import NotFound, PasswordWrong, ShareRefused
 from asset_store.people.passes import hash_of, new_token
 from asset_store.reviewing import comments
+from asset_store.reviewing.decide import GUEST
+from asset_store.reviewing.questions import is_current
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import (
     Asset,
@@ -118,11 +120,10 @@ def shown(session: Session, link: ShareLink) -> Sequence[Asset]:
 
 def find_shown(session: Session, link: ShareLink, sha256: str) -> AssetVersion | None:
     """The current version of one of those assets with these bytes."""
-    newest = select(func.max(AssetVersion.number)).where(AssetVersion.asset_id == Asset.id).correlate(Asset)
     return session.scalar(
         select(AssetVersion)
         .join(Asset, Asset.id == AssetVersion.asset_id)
-        .where(AssetVersion.sha256 == sha256, AssetVersion.number == newest.scalar_subquery(), *_may_be_shown(link))
+        .where(AssetVersion.sha256 == sha256, is_current(), *_may_be_shown(link))
         .limit(1)
     )
 
@@ -153,7 +154,7 @@ def say(session: Session, link: ShareLink, version_id: uuid.UUID, guest: str, te
     version = session.get(AssetVersion, version_id)
     if version is None or find_shown(session, link, version.sha256) is None:
         raise NotFound("picture of this link", str(version_id))
-    return comments.comment(session, version_id, f"guest:{name}", text, id_=id_)
+    return comments.comment(session, version_id, f"{GUEST}{name}", text, id_=id_)
 
 
 def hash_password(password: str) -> str:

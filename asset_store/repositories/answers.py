@@ -17,9 +17,9 @@ LONGEST_KEY = 200
 
 
 def once(
-    session: Session, actor: str, key: str, request_sha256: str, act: Callable[[], tuple[int, dict[str, Any]]]
-) -> tuple[int, dict[str, Any], bool]:
-    """Status and body of the one time that `act` ran for this actor and key, and whether that was before.
+    session: Session, actor: str, key: str, request_sha256: str, act: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
+    """The answer of the one time that `act` ran for this actor and key, and whether that was before.
 
     The answer is written in the caller's transaction with what was done. The same key at once waits for the first.
     KeyReused where it came with another request.
@@ -30,11 +30,11 @@ def once(
     if there is not None:
         if there.request_sha256 != request_sha256:
             raise KeyReused(key)
-        return there.status, there.body, True
-    status, body = act()
-    session.add(Answered(actor=actor, key=key, request_sha256=request_sha256, status=status, body=body))
+        return there.body, True
+    body = act()
+    session.add(Answered(actor=actor, key=key, request_sha256=request_sha256, body=body))
     session.flush()
-    return status, body, False
+    return body, False
 
 
 def forget(session: Session, before: datetime) -> int:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import FourEyes, NotFound
+from asset_store.people.accounts import find_person
 from asset_store.reviewing.decide import is_same, lock_asset, need_person
 from asset_store.reviewing.policy import policy_of
 from asset_store.tables import Asset, Assignment, Person
@@ -68,6 +69,6 @@ def _need_stage(asset: Asset, stage: str) -> None:
 
 def _need_known(session: Session, person: str) -> None:
     """Where people have accounts, only they are asked: mails go to who is asked."""
-    known = session.scalar(select(Person).where(Person.handle == person.strip().casefold()))
+    known = find_person(session, person)
     if (known is None or known.disabled_at is not None) and session.scalar(select(Person.id).limit(1)) is not None:
         raise NotFound("person", person, "`onmodel people list` names those there are.")

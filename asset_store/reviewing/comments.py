@@ -68,12 +68,12 @@ def retract(session: Session, comment_id: uuid.UUID, by: str) -> Comment:
     return _replace(session, comment_id, by, "", retracted=True, id_=None)
 
 
-def remarks_of(session: Session, asset_id: uuid.UUID) -> Sequence[Remark]:
-    """What stands of all versions of an asset, oldest first."""
+def remarks_of(session: Session, *asset_ids: uuid.UUID) -> Sequence[Remark]:
+    """What stands of all versions of these assets, oldest first."""
     rows = session.execute(
         select(Comment, AssetVersion.number)
         .join(AssetVersion, AssetVersion.id == Comment.version_id)
-        .where(AssetVersion.asset_id == asset_id)
+        .where(AssetVersion.asset_id.in_(asset_ids))
         .order_by(Comment.seq)
     ).all()
     replaced = {row.replaces: row for row, _ in rows if row.replaces is not None}

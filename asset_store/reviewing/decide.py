@@ -31,7 +31,8 @@ from asset_store.reviewing.states import Availability, ReviewEvent, ReviewState,
 from asset_store.tables import Asset, AssetVersion, Check, CheckOutcome, Decision, LineageRecord, Retake, Verdict
 
 SYSTEM = "system"
-NOT_A_PERSON = ("system", "flow:", "key:", "guest:")  # how names of actors that are no people begin
+GUEST = "guest:"  # before the name of who comes by a share link
+NOT_A_PERSON = (SYSTEM, "flow:", "key:", GUEST)  # how names of actors that are no people begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +191,12 @@ def take_back(session: Session, asset_id: uuid.UUID, by: str) -> Asset:
     after = next_state(asset.review, ReviewEvent.TAKE_BACK)
     if asset.availability is not Availability.UNRELEASED:
         raise TransitionRefused(asset.availability, ReviewEvent.TAKE_BACK)
-    *before, last = standing_decisions(session, version.id) or (None,)
-    if last is None or name_of(last.by) != name_of(by) or any(d.verdict is not Verdict.APPROVE for d in before if d):
+    said = standing_decisions(session, version.id)
+    last, standing = said[-1] if said else None, said[:-1]
+    stricter = any(d.verdict is not Verdict.APPROVE for d in standing)
+    if last is None or name_of(last.by) != name_of(by) or stricter:
         raise TransitionRefused(asset.review, ReviewEvent.TAKE_BACK)
     _say(session, asset, version, last.stage, Verdict.TAKE_BACK, by, "")
-    session.flush()
-    standing = standing_decisions(session, version.id)
     rounds = policy_of(asset.campaign).rounds
     index = next(i for i, stages in enumerate(rounds) if unfilled(stages, standing))
     if index != asset.stage or asset.round_at is None:

@@ -7,13 +7,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, any_, exists, func, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, exists, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session, selectinload
 
-from asset_store.errors import NotFound
-from asset_store.reviewing.decide import name_of
+from asset_store.keyset import mark_of, read_mark
+from asset_store.reviewing.questions import is_asked, is_current
+from asset_store.reviewing.queue import Page
 from asset_store.reviewing.states import Availability, ReviewState
-from asset_store.tables import Asset, AssetVersion, Assignment, Brand, Campaign, Check, CheckOutcome, Job
+from asset_store.tables import Asset, AssetVersion, Brand, Campaign, Check, CheckOutcome, Job
 
 LONGEST_TEXT = 200
 
@@ -37,17 +38,9 @@ class Filters:
     text: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GridPage:
-    """Assets; give `next_after` as `after` for those that follow, None at the end."""
-
-    assets: tuple[Asset, ...]
-    next_after: str | None
-
-
 def page(
     session: Session, filters: Filters, after: str | None = None, limit: int = 50, *, backwards: bool = False
-) -> GridPage:
+) -> Page:
     """The newest assets that pass all filters; backwards, those before `after`, the nearest first. NotFound for an
     `after` that was never given."""
     place = (Asset.made_at, Asset.id)
@@ -61,12 +54,12 @@ def page(
         .limit(limit + 1)
     )
     if after is not None:
-        here, there = tuple_(*place), tuple_(*map(literal, _read(after)))
+        here, there = tuple_(*place), tuple_(*map(literal, read_mark(after, "the grid")))
         question = question.where(here > there if backwards else here < there)
     found = session.scalars(question).all()
     shown = found[:limit]
     more = len(found) > limit
-    return GridPage(tuple(shown), f"{shown[-1].made_at.isoformat()}|{shown[-1].id}" if more else None)
+    return Page(tuple(shown), mark_of(shown[-1].made_at, shown[-1].id) if more else None)
 
 
 def counts(session: Session, filters: Filters) -> dict[str, int]:
@@ -95,8 +88,7 @@ def _conditions(f: Filters) -> Iterable[ColumnElement[bool]]:
     if f.stage is not None:
         yield Asset.waits_at.contains([f.stage])
     if f.person is not None:
-        asked = exists().where(Assignment.asset_id == Asset.id, Assignment.stage == any_(Asset.waits_at))
-        yield asked.where(func.lower(Assignment.person) == name_of(f.person))
+        yield is_asked(f.person)
     if f.check is not None or f.outcome is not None:
         yield _checked(f.check, f.outcome)
     if f.since is not None:
@@ -111,23 +103,7 @@ def _conditions(f: Filters) -> Iterable[ColumnElement[bool]]:
 
 def _checked(name: str | None, outcome: CheckOutcome | None) -> ColumnElement[bool]:
     """Whether a check of the current version ended so."""
-    newest = select(func.max(AssetVersion.number)).where(AssetVersion.asset_id == Asset.id).correlate(Asset)
-    found = exists().where(
-        AssetVersion.asset_id == Asset.id,
-        AssetVersion.number == newest.scalar_subquery(),
-        Check.version_id == AssetVersion.id,
-    )
+    found = exists().where(is_current(), Check.version_id == AssetVersion.id)
     if name is not None:
         found = found.where(Check.name == name)
     return found if outcome is None else found.where(Check.outcome == outcome)
-
-
-def _read(mark: str) -> tuple[datetime, uuid.UUID]:
-    try:
-        made_at, id_ = mark.split("|")
-        moment = datetime.fromisoformat(made_at)
-        if moment.tzinfo is None:
-            raise ValueError
-        return moment, uuid.UUID(id_)
-    except ValueError:
-        raise NotFound("page of the grid at", mark, "Begin at the first page.") from None

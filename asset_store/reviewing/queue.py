@@ -12,7 +12,6 @@ from sqlalchemy import (
     ColumnElement,
     Text,
     and_,
-    any_,
     case,
     cast,
     exists,
@@ -29,11 +28,11 @@ from sqlalchemy.orm import Session, aliased, selectinload
 
 from asset_store.errors import Ambiguous, NotFound
 from asset_store.reviewing.decide import name_of
+from asset_store.reviewing.questions import is_asked, is_current
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import (
     Asset,
     AssetVersion,
-    Assignment,
     Brand,
     Campaign,
     Check,
@@ -50,7 +49,7 @@ DOUBT = {CheckOutcome.FAIL: 0, CheckOutcome.NOT_RUN: 1, CheckOutcome.WARN: 2, Ch
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Assets in review; give `next_after` as `after` for those that follow, None at the end."""
+    """Assets; give `next_after` as `after` for those that follow, None at the end."""
 
     assets: tuple[Asset, ...]
     next_after: str | None
@@ -88,10 +87,7 @@ def in_review(
     if stage is not None:
         question = question.where(Asset.waits_at.contains([stage]))
     if person is not None:
-        asked = select(Assignment.asset_id).where(
-            func.lower(Assignment.person) == name_of(person), Assignment.stage == any_(Asset.waits_at)
-        )
-        question = question.where(Asset.id.in_(asked))
+        question = question.where(is_asked(person))
     if after is not None:
         question = question.where(order > tuple_(*map(literal, _read(after))))
     rows = session.execute(question).all()
@@ -102,8 +98,8 @@ def in_review(
 
 def queue_of(
     session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None], limit: int = 200
-) -> Sequence[Asset]:
-    """What waits for one person's own decision: the doubtful first, then what is due first, then the longest waiting.
+) -> Sequence[uuid.UUID]:
+    """Ids of what waits for one person's own decision: the doubtful first, then what is due first, then the longest waiting.
 
     stages: by brand, at which the person decides; None is all. What they asked for, had made anew, or have approved since it was
     last reopened is left out: it is not theirs to approve.
@@ -123,13 +119,7 @@ def queue_of(
         ),
     )
     retaken = exists().where(Retake.asset_id == Asset.id, func.lower(Retake.by) == name)
-    newest = select(func.max(AssetVersion.number)).where(AssetVersion.asset_id == Asset.id).correlate(Asset)
-    current = (
-        select(AssetVersion.id)
-        .where(AssetVersion.asset_id == Asset.id, AssetVersion.number == newest.scalar_subquery())
-        .correlate(Asset)
-        .scalar_subquery()
-    )
+    current = select(AssetVersion.id).where(is_current()).correlate(Asset).scalar_subquery()
     later = aliased(Decision)
     undone = exists().where(
         later.version_id == Decision.version_id,
@@ -143,14 +133,22 @@ def queue_of(
         not_(undone),
     )
     question = (
-        select(Asset)
+        select(Asset.id)
         .join(Campaign, Campaign.id == Asset.campaign_id)
         .where(Asset.review == ReviewState.IN_REVIEW, or_(false(), *mine), not_(asked), not_(retaken), not_(approved))
-        .options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
         .order_by(_doubt(), Asset.due_at.asc().nulls_last(), Asset.made_at, Asset.id)
         .limit(limit)
     )
     return session.scalars(question).all()
+
+
+def in_order(session: Session, ids: Sequence[uuid.UUID]) -> list[Asset]:
+    """These assets, in this order, with their versions and checks."""
+    found = (
+        select(Asset).where(Asset.id.in_(ids)).options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
+    )
+    by_id = {asset.id: asset for asset in session.scalars(found)}
+    return [by_id[id_] for id_ in ids if id_ in by_id]
 
 
 def find_asset(session: Session, id_or_prefix: str) -> Asset:
@@ -173,16 +171,10 @@ def find_asset(session: Session, id_or_prefix: str) -> Asset:
 
 def _doubt() -> ColumnElement[int]:
     """The rank of the worst check of an asset's current version; 1, as for a check not run, where it has none."""
-    newest = (
-        select(func.max(AssetVersion.number))
-        .where(AssetVersion.asset_id == Asset.id)
-        .correlate(Asset)
-        .scalar_subquery()
-    )
     worst = (
         select(func.min(case(DOUBT, value=Check.outcome)))
         .join(AssetVersion, AssetVersion.id == Check.version_id)
-        .where(AssetVersion.asset_id == Asset.id, AssetVersion.number == newest)
+        .where(is_current())
         .correlate(Asset)
         .scalar_subquery()
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -100,22 +99,14 @@ def _locked(session: Session, proposal_id: uuid.UUID, usable_on: date | None) ->
     row = session.get(Proposal, proposal_id)
     if row is None:
         raise NotFound("proposal", str(proposal_id))
-    if row.event is AvailabilityEvent.REINSTATE and usable_on is not None:
-        licences.releasable(session, _current(session, row.asset_id), usable_on)
+    seen = session.get_one(Asset, row.asset_id).current
+    if row.event is AvailabilityEvent.REINSTATE and usable_on is not None and seen is not None:
+        licences.releasable(session, seen, usable_on)  # a suspended asset gets no new version meanwhile
     asset, _ = lock_asset(session, row.asset_id)
     session.refresh(row)
     if row.state is not ProposalState.OPEN:
         raise TransitionRefused(f"{row.state} already", f"another answer to the proposal to {row.event}")
     return row, asset
-
-
-def _current(session: Session, asset_id: uuid.UUID) -> AssetVersion:
-    versions: Sequence[AssetVersion] = session.scalars(
-        select(AssetVersion).where(AssetVersion.asset_id == asset_id).order_by(AssetVersion.number.desc()).limit(1)
-    ).all()
-    if not versions:
-        raise NotFound("picture of asset", str(asset_id))
-    return versions[0]
 
 
 def _settle(session: Session, row: Proposal, state: ProposalState, by: str) -> None:

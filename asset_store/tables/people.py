@@ -103,7 +103,6 @@ class Answered(Base):
     actor: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     request_sha256: Mapped[Sha256]
-    status: Mapped[int]
     body: Mapped[dict[str, Any]]
     made_at: Mapped[Made] = mapped_column(index=True)
 

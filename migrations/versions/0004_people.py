@@ -112,7 +112,6 @@ def upgrade() -> None:
         required("actor", sa.Text()),
         required("key", sa.Text()),
         required("request_sha256", sa.Text()),
-        required("status", sa.Integer()),
         required("body", JSONB()),
         made_at(),
         sa.PrimaryKeyConstraint("actor", "key", name="pk_answered"),

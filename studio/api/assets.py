@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from asset_store.errors import NotFound, StoreError
+from asset_store.errors import StoreError
 from asset_store.lineage.tree import tree_of
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing import decide as rules
@@ -19,7 +19,8 @@ from asset_store.reviewing.policy import choose_stage
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Asset, CheckOutcome, Verdict
 from studio.api.answers import AssetOut, AssetPage, DecisionOut, DecisionsOut
-from studio.api.callers import Idempotency, IfMatch, StoreDep, Who, row_version, visible
+from studio.api.callers import Idempotency, StoreDep, Who, own_stages
+from studio.api.changing import ChangeDep, current_asset, seen_asset
 from studio.api.once import answered, tag
 from studio.api.problems import problem_of
 
@@ -83,7 +84,9 @@ def find_assets(
 def get_asset(asset_id: uuid.UUID, who: Who, store: StoreDep, response: Response) -> AssetOut:
     """One asset; its ETag is what changes are sent with."""
     with store.database.transaction() as session:
-        return _told(seen_asset(session, asset_id, who), response)
+        told = AssetOut.of(seen_asset(session, asset_id, who))
+    tag(response, told)
+    return told
 
 
 @router.get("/assets/{asset_id}/lineage")
@@ -94,18 +97,15 @@ def get_lineage(asset_id: uuid.UUID, who: Who, store: StoreDep) -> dict[str, Any
 
 
 @router.post("/assets/{asset_id}/decisions", status_code=201)
-def decide(
-    asset_id: uuid.UUID, body: DecisionIn, who: Who, store: StoreDep, response: Response, if_match: IfMatch = None,
-    idempotency_key: Idempotency = None,
-) -> AssetOut:  # fmt: skip
+def decide(asset_id: uuid.UUID, body: DecisionIn, change: ChangeDep) -> AssetOut:
     """Approve, request changes or reject, at a stage that the caller reviews. 412 where another picture is current."""
-    version = row_version(if_match)
-
-    def act(session: Session) -> AssetOut:
-        return AssetOut.of(_decided(session, asset_id, body, version, who))
-
-    asked = {"decide": str(asset_id), "version": version, **body.model_dump(mode="json")}
-    return answered(store, who, idempotency_key, asked, act, AssetOut, response)
+    asked = {"decide": body.model_dump(mode="json")}
+    return change.asset(
+        asset_id,
+        Action.DECIDE,
+        asked,
+        lambda session: _decided(session, session.get_one(Asset, asset_id), body, change.who),
+    )
 
 
 @router.post("/decisions")
@@ -120,7 +120,8 @@ def decide_many(
         for item in body.items:
             try:
                 with session.begin_nested():
-                    decided = _decided(session, item.asset_id, item, item.row_version, who)
+                    asset = current_asset(session, item.asset_id, who, Action.DECIDE, item.row_version)
+                    decided = _decided(session, asset, item, who)
                     results.append(DecisionOut(asset_id=item.asset_id, asset=AssetOut.of(decided)))
             except StoreError as error:
                 session.expire_all()
@@ -131,85 +132,37 @@ def decide_many(
 
 
 @router.post("/assets/{asset_id}/waivers", status_code=201)
-def waive(
-    asset_id: uuid.UUID, body: ReasonIn, who: Who, store: StoreDep, response: Response, if_match: IfMatch = None,
-    idempotency_key: Idempotency = None,
-) -> AssetOut:  # fmt: skip
+def waive(asset_id: uuid.UUID, body: ReasonIn, change: ChangeDep) -> AssetOut:
     """Let an asset whose checks failed into review, with a reason that stays on record."""
-    version = row_version(if_match)
-
-    def act(session: Session) -> AssetOut:
-        current_asset(session, asset_id, who, Action.WAIVE, version)
-        return AssetOut.of(rules.waive(session, asset_id, who.actor, body.reason))
-
-    asked = {"waive": str(asset_id), "version": version, "reason": body.reason}
-    return answered(store, who, idempotency_key, asked, act, AssetOut, response)
+    return change.asset(
+        asset_id, Action.WAIVE, {"waive": body.reason},
+        lambda session: rules.waive(session, asset_id, change.who.actor, body.reason),
+    )  # fmt: skip
 
 
 @router.post("/assets/{asset_id}/reopenings", status_code=201)
-def reopen(
-    asset_id: uuid.UUID, body: ReasonIn, who: Who, store: StoreDep, response: Response, if_match: IfMatch = None,
-    idempotency_key: Idempotency = None,
-) -> AssetOut:  # fmt: skip
+def reopen(asset_id: uuid.UUID, body: ReasonIn, change: ChangeDep) -> AssetOut:
     """Take a decided asset back into review before its release; what was decided stays on record."""
-    version = row_version(if_match)
-
-    def act(session: Session) -> AssetOut:
-        current_asset(session, asset_id, who, Action.REOPEN, version)
-        return AssetOut.of(rules.reopen(session, asset_id, who.actor, body.reason))
-
-    asked = {"reopen": str(asset_id), "version": version, "reason": body.reason}
-    return answered(store, who, idempotency_key, asked, act, AssetOut, response)
+    return change.asset(
+        asset_id, Action.REOPEN, {"reopen": body.reason},
+        lambda session: rules.reopen(session, asset_id, change.who.actor, body.reason),
+    )  # fmt: skip
 
 
 @router.post("/assets/{asset_id}/take-backs", status_code=201)
-def take_back(
-    asset_id: uuid.UUID, who: Who, store: StoreDep, response: Response, if_match: IfMatch = None,
-    idempotency_key: Idempotency = None,
-) -> AssetOut:  # fmt: skip
+def take_back(asset_id: uuid.UUID, change: ChangeDep) -> AssetOut:
     """Undo one's own decision while it is the newest; what others decided before it stands."""
-    version = row_version(if_match)
-
-    def act(session: Session) -> AssetOut:
-        current_asset(session, asset_id, who, Action.DECIDE, version)
-        return AssetOut.of(rules.take_back(session, asset_id, who.actor))
-
-    asked = {"take back": str(asset_id), "version": version}
-    return answered(store, who, idempotency_key, asked, act, AssetOut, response)
+    return change.asset(
+        asset_id, Action.DECIDE, {"take back": True},
+        lambda session: rules.take_back(session, asset_id, change.who.actor),
+    )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------- what they share
-
-
-def seen_asset(session: Session, asset_id: uuid.UUID, who: Principal, action: Action = Action.VIEW) -> Asset:
-    asset = session.get(Asset, asset_id)
-    if asset is None:
-        raise NotFound("asset", str(asset_id))
-    visible(asset, who, action)
-    return asset
-
-
-def current_asset(session: Session, asset_id: uuid.UUID, who: Principal, action: Action, version: int) -> Asset:
-    """The asset, locked, if they may and it is as they saw it."""
-    seen_asset(session, asset_id, who, action)
-    asset, _ = rules.lock_asset(session, asset_id)
-    rules.need_row_version(asset, version)
-    return asset
-
-
-def _decided(session: Session, asset_id: uuid.UUID, said: DecisionIn, version: int, who: Principal) -> Asset:
-    """Their decision, at the stage that is named, or at the one that waits and that they review."""
-    asset = current_asset(session, asset_id, who, Action.DECIDE, version)
-    mine = who.stages(asset.campaign.brand_id)
-    waits = [s for s in asset.waits_at if mine is None or s in mine]
+def _decided(session: Session, asset: Asset, said: DecisionIn, who: Principal) -> Asset:
+    """Their decision on an asset that is locked, at the stage that is named, or at the one that waits and that they review."""
     stage = said.stage
     if asset.waits_at:  # else the rules say what is wrong
-        stage = choose_stage(asset.waits_at if stage is not None else waits or asset.waits_at, stage)
+        waits = asset.waits_at if stage is not None else own_stages(asset, who) or asset.waits_at
+        stage = choose_stage(waits, stage)
         who.require(Action.DECIDE, asset.campaign.brand_id, stage)
-    return rules.decide(session, asset_id, said.verdict, who.actor, said.reason, said.sha256, version, stage)
-
-
-def _told(asset: Asset, response: Response) -> AssetOut:
-    told = AssetOut.of(asset)
-    tag(response, told)
-    return told
+    return rules.decide(session, asset.id, said.verdict, who.actor, said.reason, said.sha256, stage=stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+import uuid
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -64,12 +65,27 @@ def check_rate(limiter: Limiter, who: str) -> None:
         raise HTTPException(429, "too many requests", {"Retry-After": str(math.ceil(wait_s))})
 
 
-def visible(asset: Asset, who: Principal, action: Action, stage: str | None = None) -> None:
-    """NotFound for what they may not see, so that no id can be guessed; Forbidden for what they may not do."""
-    brand = asset.campaign.brand_id
-    if not who.may(Action.VIEW, brand):
-        raise NotFound("asset", str(asset.id))
-    who.require(action, brand, stage)
+def need(who: Principal, action: Action, brand_id: uuid.UUID | None, what: str, asked: object) -> None:
+    """NotFound for what there is not (no brand) or what they may not see, so that no id can be guessed; Forbidden for what they
+    may not do."""
+    if brand_id is None or not who.may(Action.VIEW, brand_id):
+        raise NotFound(what, str(asked))
+    who.require(action, brand_id)
+
+
+def admin(who: Who) -> Principal:
+    """A caller who may administer. Forbidden."""
+    who.require(Action.ADMINISTER, None)
+    return who
+
+
+Admin = Annotated[Principal, Depends(admin)]
+
+
+def own_stages(asset: Asset, who: Principal) -> list[str]:
+    """Those of the stages that the asset waits at at which they decide."""
+    mine = who.stages(asset.campaign.brand_id)
+    return [s for s in asset.waits_at if mine is None or s in mine]
 
 
 IfMatch = Annotated[str | None, Header(alias="If-Match", description='The asset\'s ETag, as `"3"`.')]

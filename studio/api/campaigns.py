@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from sqlalchemy import func, literal, select, tuple_
 
-from asset_store.errors import NotFound
+from asset_store.keyset import mark_of, read_mark
 from asset_store.people.permissions import Action
 from asset_store.tables import Asset, Brand, Campaign
 from studio.api.answers import CampaignOut, CampaignsOut
@@ -32,7 +31,9 @@ def get_campaigns(
     if brand is not None:
         question = question.where(Brand.name == brand)
     if after is not None:
-        question = question.where(tuple_(Campaign.made_at, Campaign.id) < tuple_(*map(literal, _read(after))))
+        question = question.where(
+            tuple_(Campaign.made_at, Campaign.id) < tuple_(*map(literal, read_mark(after, "campaigns")))
+        )
     with store.database.transaction() as session:
         found = session.scalars(question).all()
         shown = found[:limit]
@@ -48,15 +49,4 @@ def get_campaigns(
             for c in shown
         ]  # fmt: skip
     last = shown[-1] if len(found) > limit else None
-    return CampaignsOut(campaigns=told, next_after=None if last is None else f"{last.made_at.isoformat()}|{last.id}")
-
-
-def _read(mark: str) -> tuple[datetime, uuid.UUID]:
-    try:
-        made_at, id_ = mark.split("|")
-        moment = datetime.fromisoformat(made_at)
-        if moment.tzinfo is None:
-            raise ValueError
-        return moment, uuid.UUID(id_)
-    except ValueError:
-        raise NotFound("page of campaigns at", mark, "Begin at the first page.") from None
+    return CampaignsOut(campaigns=told, next_after=None if last is None else mark_of(last.made_at, last.id))

@@ -14,8 +14,9 @@ from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing import assigning, comments
 from asset_store.tables import AssetVersion, Comment
 from studio.api.answers import AssignmentOut, AssignmentsOut, CommentOut, CommentsOut
-from studio.api.assets import Asked, seen_asset
-from studio.api.callers import Idempotency, StoreDep, Who
+from studio.api.assets import Asked
+from studio.api.callers import Idempotency, StoreDep, Who, need
+from studio.api.changing import seen_asset
 from studio.api.once import answered
 
 router = APIRouter(tags=["discussing"])
@@ -116,9 +117,8 @@ def unassign(asset_id: uuid.UUID, stage: str, person: str, who: Who, store: Stor
 def _asset_of(session: Session, comment_id: uuid.UUID, who: Principal) -> uuid.UUID:
     row = session.get(Comment, comment_id)
     asset = None if row is None else session.get_one(AssetVersion, row.version_id).asset
-    if asset is None or not who.may(Action.VIEW, asset.campaign.brand_id):
-        raise NotFound("comment", str(comment_id))
-    who.require(Action.COMMENT, asset.campaign.brand_id)
+    need(who, Action.COMMENT, None if asset is None else asset.campaign.brand_id, "comment", comment_id)
+    assert asset is not None
     return asset.id
 
 

@@ -31,9 +31,7 @@ def answered(
         if key is None:
             out = act(session)
         else:
-            _, body, before = once(
-                session, who.actor, key, sha256_of(asked), lambda: (200, act(session).model_dump(mode="json"))
-            )
+            body, before = once(session, who.actor, key, sha256_of(asked), lambda: act(session).model_dump(mode="json"))
             out = kind.model_validate(body)
             if before and response is not None:
                 response.headers[REPLAYED] = "true"

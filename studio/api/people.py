@@ -25,7 +25,7 @@ from studio.api.answers import (
     abilities,
 )
 from studio.api.assets import Asked
-from studio.api.callers import COOKIE, Idempotency, StoreDep, Who, check_rate, csrf_of
+from studio.api.callers import COOKIE, Admin, Idempotency, StoreDep, Who, check_rate, csrf_of
 from studio.api.once import answered
 
 router = APIRouter(tags=["people"])
@@ -88,19 +88,17 @@ def me(who: Who, store: StoreDep, request: Request) -> MeOut:
 
 
 @router.get("/people")
-def get_people(who: Who, store: StoreDep) -> PeopleOut:
+def get_people(who: Admin, store: StoreDep) -> PeopleOut:
     """Everybody, with their roles."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         return _people(session)
 
 
 @router.post("/people", status_code=201)
 def add_person(
-    body: PersonIn, who: Who, store: StoreDep, response: Response, idempotency_key: Idempotency = None
+    body: PersonIn, who: Admin, store: StoreDep, response: Response, idempotency_key: Idempotency = None
 ) -> PersonOut:
     """Add somebody, who may do nothing until a role is granted."""
-    who.require(Action.ADMINISTER, None)
 
     def act(session: Session) -> PersonOut:
         return PersonOut.of(accounts.add_person(session, body.handle, body.name, who.actor), {})
@@ -110,10 +108,9 @@ def add_person(
 
 @router.post("/people/{handle}/roles", status_code=201)
 def grant(
-    handle: str, body: RoleIn, who: Who, store: StoreDep, response: Response, idempotency_key: Idempotency = None
+    handle: str, body: RoleIn, who: Admin, store: StoreDep, response: Response, idempotency_key: Idempotency = None
 ) -> PersonOut:
     """Give somebody a role."""
-    who.require(Action.ADMINISTER, None)
 
     def act(session: Session) -> PersonOut:
         accounts.grant(session, handle, body.role, who.actor, body.brand, body.stage)
@@ -125,28 +122,25 @@ def grant(
 
 @router.delete("/people/{handle}/roles")
 def revoke(
-    handle: str, role: Role, who: Who, store: StoreDep, brand: Annotated[str | None, Query(max_length=200)] = None,
+    handle: str, role: Role, who: Admin, store: StoreDep, brand: Annotated[str | None, Query(max_length=200)] = None,
     stage: Annotated[str | None, Query(max_length=200)] = None,
 ) -> PersonOut:  # fmt: skip
     """Take a role back."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         accounts.revoke(session, handle, role, who.actor, brand, stage)
         return PersonOut.of(accounts.get_person(session, handle), _brands(session))
 
 
 @router.put("/people/{handle}/disabled")
-def disable(handle: str, who: Who, store: StoreDep) -> PersonOut:
+def disable(handle: str, who: Admin, store: StoreDep) -> PersonOut:
     """Let somebody in no more."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         return PersonOut.of(accounts.disable(session, handle, who.actor), _brands(session))
 
 
 @router.delete("/people/{handle}/disabled")
-def enable(handle: str, who: Who, store: StoreDep) -> PersonOut:
+def enable(handle: str, who: Admin, store: StoreDep) -> PersonOut:
     """Let somebody in again."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         return PersonOut.of(accounts.enable(session, handle, who.actor), _brands(session))
 
@@ -160,9 +154,8 @@ def get_keys(who: Who, store: StoreDep) -> KeysOut:
 
 
 @router.post("/keys", status_code=201)
-def make_key(body: KeyIn, who: Who, store: StoreDep) -> KeyOut:
+def make_key(body: KeyIn, who: Admin, store: StoreDep) -> KeyOut:
     """Make a key; its secret is in this answer alone, so this is not answered twice: a lost answer wants another name."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         lasts = timedelta(days=body.days)
         key, secret = passes.make_key(session, body.owner, body.name, body.scopes, lasts, who.actor, body.brand)
@@ -170,9 +163,8 @@ def make_key(body: KeyIn, who: Who, store: StoreDep) -> KeyOut:
 
 
 @router.delete("/keys/{name}")
-def revoke_key(name: str, who: Who, store: StoreDep) -> KeyOut:
+def revoke_key(name: str, who: Admin, store: StoreDep) -> KeyOut:
     """Stop a key at once."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         return KeyOut.of(passes.revoke_key(session, name, who.actor))
 

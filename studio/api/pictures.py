@@ -13,8 +13,8 @@ from asset_store.errors import NotFound
 from asset_store.people.permissions import Action, Principal
 from asset_store.pictures.thumbnails import thumbnail
 from asset_store.tables import AssetVersion, Library, Reference
-from studio.api.assets import seen_asset
-from studio.api.callers import StoreDep, Who
+from studio.api.callers import StoreDep, Who, need
+from studio.api.changing import seen_asset
 
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 FOR_EVER = "private, max-age=31536000, immutable"
@@ -69,8 +69,9 @@ def _need_version(session: Session, asset_id: uuid.UUID, sha256: str, who: Princ
 def _reference(reference_id: uuid.UUID, who: Principal, store: StoreDep) -> Reference:
     with store.database.transaction() as session:
         row = session.get(Reference, reference_id)
-        if row is None or not who.may(Action.VIEW, session.get_one(Library, row.library_id).brand_id):
-            raise NotFound("reference", str(reference_id))
+        brand = None if row is None else session.get_one(Library, row.library_id).brand_id
+        need(who, Action.VIEW, brand, "reference", reference_id)
+        assert row is not None
         return row
 
 

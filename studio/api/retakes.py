@@ -5,17 +5,18 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from asset_store.people.permissions import Action
 from asset_store.reviewing import retaking
+from asset_store.tables import Asset
 from flows.retake_plan import RetakePlan, Wishes, plan_retake
 from studio.api.answers import Answer, AssetOut
-from studio.api.assets import Asked, Sha, current_asset, seen_asset
-from studio.api.callers import Idempotency, IfMatch, StoreDep, Who, row_version
-from studio.api.once import answered
+from studio.api.assets import Asked, Sha
+from studio.api.callers import StoreDep, Who
+from studio.api.changing import ChangeDep, seen_asset
 
 router = APIRouter(tags=["retakes"])
 
@@ -60,19 +61,14 @@ def plan(asset_id: uuid.UUID, who: Who, store: StoreDep) -> RetakePlanOut:
 
 
 @router.post("/assets/{asset_id}/retake", status_code=201)
-def retake(
-    asset_id: uuid.UUID, body: RetakeIn, who: Who, store: StoreDep, response: Response, if_match: IfMatch = None,
-    idempotency_key: Idempotency = None,
-) -> AssetOut:  # fmt: skip
+def retake(asset_id: uuid.UUID, body: RetakeIn, change: ChangeDep) -> AssetOut:
     """Queue the next version; a worker makes it and it comes into review like the first."""
-    version = row_version(if_match)
 
-    def act(session: Session) -> AssetOut:
-        asset = current_asset(session, asset_id, who, Action.PRODUCE, version)
+    def act(session: Session) -> Asset:
+        asset = session.get_one(Asset, asset_id)
         planned = plan_retake(session, asset, body.wishes)
         comments = [c.id for c in planned.comments]
-        retaking.begin(session, asset_id, planned.job, planned.changes, who.actor, body.sha256, comments)
-        return AssetOut.of(asset)
+        retaking.begin(session, asset_id, planned.job, planned.changes, change.who.actor, body.sha256, comments)
+        return asset
 
-    asked = {"retake": str(asset_id), "version": version, **body.model_dump(mode="json")}
-    return answered(store, who, idempotency_key, asked, act, AssetOut, response)
+    return change.asset(asset_id, Action.PRODUCE, {"retake": body.model_dump(mode="json")}, act)

@@ -9,13 +9,13 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from asset_store.errors import NotFound
 from asset_store.people import shares
 from asset_store.people.permissions import Action
 from asset_store.tables import ShareLink
 from studio.api.answers import Answer
-from studio.api.assets import Asked, seen_asset
-from studio.api.callers import StoreDep, Who
+from studio.api.assets import Asked
+from studio.api.callers import StoreDep, Who, need
+from studio.api.changing import seen_asset
 
 router = APIRouter(tags=["shares"])
 
@@ -79,7 +79,5 @@ def revoke(share_id: uuid.UUID, who: Who, store: StoreDep) -> ShareOut:
     """Show nothing under it any more, at once."""
     with store.database.transaction() as session:
         link = session.get(ShareLink, share_id)
-        if link is None or not who.may(Action.VIEW, link.brand_id):
-            raise NotFound("share link", str(share_id))
-        who.require(Action.SHARE, link.brand_id)
+        need(who, Action.SHARE, None if link is None else link.brand_id, "share link", share_id)
         return ShareOut.of(shares.revoke_link(session, share_id, who.actor))

@@ -10,11 +10,10 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from asset_store import telling
-from asset_store.people.permissions import Action
 from asset_store.tables import Format, Subscription
 from studio.api.answers import Answer
 from studio.api.assets import Asked
-from studio.api.callers import StoreDep, Who
+from studio.api.callers import Admin, StoreDep
 
 router = APIRouter(tags=["subscriptions"])
 
@@ -55,26 +54,23 @@ class SubscriptionsOut(Answer):
 
 
 @router.get("/subscriptions")
-def get_subscriptions(who: Who, store: StoreDep) -> SubscriptionsOut:
+def get_subscriptions(who: Admin, store: StoreDep) -> SubscriptionsOut:
     """All of them, with what the last try came to."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         return _all(session)
 
 
 @router.post("/subscriptions", status_code=201)
-def subscribe(body: SubscriptionIn, who: Who, store: StoreDep) -> SubscriptionOut:
+def subscribe(body: SubscriptionIn, who: Admin, store: StoreDep) -> SubscriptionOut:
     """Tell somebody of what happens from now on. The secret is in this answer alone, so it is not answered twice."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         row = telling.subscribe(session, body.name, body.target, body.format, who.actor, body.actions, body.brand)
         return SubscriptionOut.of(row, row.secret)
 
 
 @router.delete("/subscriptions/{name}", status_code=204)
-def unsubscribe(name: str, who: Who, store: StoreDep, response: Response) -> None:
+def unsubscribe(name: str, who: Admin, store: StoreDep, response: Response) -> None:
     """Tell it nothing more."""
-    who.require(Action.ADMINISTER, None)
     with store.database.transaction() as session:
         telling.unsubscribe(session, name, who.actor)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -14,18 +14,21 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.staticfiles import StaticFiles
 
-from asset_store.errors import NotFound, NotSignedIn
+from asset_store.errors import NotSignedIn
+from asset_store.keyset import mark_of
 from asset_store.people.permissions import Action, Principal
 from asset_store.repositories.catalogue import characters, look_through
 from asset_store.reviewing import assigning, grid
 from asset_store.reviewing.comments import remarks_of
 from asset_store.reviewing.policy import policy_of
-from asset_store.reviewing.queue import DOUBT, queue_of
+from asset_store.reviewing.queue import DOUBT, in_order, queue_of
 from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome, LineageRecord, ReferenceState
 from studio.api.answers import AssetOut, CommentOut
-from studio.api.callers import StoreDep, caller
+from studio.api.callers import StoreDep, caller, own_stages
+from studio.api.campaigns import get_campaigns
+from studio.api.changing import seen_asset
 from studio.api.references import ReferenceOut
 from studio.pages import shared
 from studio.pages.rendering import HERE, page
@@ -70,18 +73,19 @@ def _who(request: Request, store: StoreDep) -> Principal:
 
 
 @router.get("/sign-in")
-def sign_inpage(request: Request) -> Response:
+def sign_in_page(request: Request) -> Response:
     """Its script takes the token from behind the #, which no server sees."""
     return page(request, "sign_in.html", None)
 
 
 @router.get("/")
-def queuepage(request: Request, store: StoreDep) -> Response:
+def queue_page(request: Request, store: StoreDep) -> Response:
     """What waits for the caller's own decision, the doubtful first."""
     who = _who(request, store)
     with store.database.transaction() as session:
         found, more = _queue(session, who)
-        return page(request, "queue.html", who, cards=[_card(a, QUEUE) for a in found], more=more)
+        cards = [_card(a, QUEUE) for a in in_order(session, found)]
+        return page(request, "queue.html", who, cards=cards, more=more)
 
 
 @router.get("/assets")
@@ -112,9 +116,7 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
     who = _who(request, store)
     within = dict(request.query_params)
     with store.database.transaction() as session:
-        asset = session.get(Asset, asset_id)
-        if asset is None or not who.may(Action.VIEW, asset.campaign.brand_id):
-            raise NotFound("asset", str(asset_id))
+        asset = seen_asset(session, asset_id, who)
         record = {r.version_id: r.record for r in _records(session, asset)}
         shown = record.get(asset.current.id, {}) if asset.current else {}
         return page(
@@ -126,16 +128,14 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
             asked=assigning.assignments_of(session, asset.id), stages=policy_of(asset.campaign).rounds,
             decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
             lost=asset.review is ReviewState.DRAFT and asset.current is not None and came_to_nothing(session, asset),
-            mine=_my_stages(asset, who), may={a.value: who.may(a, asset.campaign.brand_id) for a in Action},
-            around=_around(session, asset, within, who), within=urlencode(within),
+            mine=own_stages(asset, who), may={a.value: who.may(a, asset.campaign.brand_id) for a in Action},
+            around=_around(session, asset, within, who),
         )  # fmt: skip
 
 
 @router.get("/campaigns")
-def campaignspage(request: Request, store: StoreDep) -> Response:
+def campaigns_page(request: Request, store: StoreDep) -> Response:
     """The newest campaigns, and where their assets stand."""
-    from studio.api.campaigns import get_campaigns
-
     who = _who(request, store)
     told = get_campaigns(who, store, limit=100)
     return page(request, "campaigns.html", who, campaigns=told.campaigns, states=[s.value for s in ReviewState])
@@ -168,12 +168,12 @@ def library_page(
 # ---------------------------------------------------------------------------- what pages are made of
 
 
-def _queue(session: Session, who: Principal) -> tuple[list[Asset], bool]:
-    """The first of the caller's queue, the doubtful and then the due first, and whether there are more."""
+def _queue(session: Session, who: Principal) -> tuple[Sequence[uuid.UUID], bool]:
+    """Ids of the first of the caller's queue, the doubtful and then the due first, and whether there are more."""
     deciding = who.brands(Action.DECIDE)
     brands = session.scalars(select(Brand.id)).all() if deciding is None else deciding
     found = queue_of(session, who.actor, {b: who.stages(b) for b in brands}, QUEUE_SHOWN + 1)
-    return list(found[:QUEUE_SHOWN]), len(found) > QUEUE_SHOWN
+    return found[:QUEUE_SHOWN], len(found) > QUEUE_SHOWN
 
 
 def _filters(given: Mapping[str, str], who: Principal) -> tuple[grid.Filters, list[str]]:
@@ -197,22 +197,23 @@ def _moment(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _around(session: Session, asset: Asset, within: Mapping[str, str], who: Principal) -> dict[str, str | None]:
+def _around(session: Session, asset: Asset, within: Mapping[str, str], who: Principal) -> dict[str, Any]:
     """The assets before and after this one in the list that it was opened from."""
     if within.get("from") == QUEUE:
         queue = _queue(session, who)[0]
-        here = next((i for i, a in enumerate(queue) if a.id == asset.id), -1)
-        later, before = queue[here + 1 : here + 4], queue[here - 1 : here] if here > 0 else []
+        here = queue.index(asset.id) if asset.id in queue else -1
+        later = in_order(session, queue[here + 1 : here + 4])
+        before = in_order(session, queue[here - 1 : here] if here > 0 else [])
     else:
         filters, _ = _filters({k: v for k, v in within.items() if k in FILTERS and v}, who)
-        place = f"{asset.made_at.isoformat()}|{asset.id}"
+        place = mark_of(asset.made_at, asset.id)
         later = list(grid.page(session, filters, place, 3).assets)
         before = list(grid.page(session, filters, place, 1, backwards=True).assets)
     address = urlencode(within)
     return {
         "next": f"/assets/{later[0].id}?{address}" if later else None,
         "previous": f"/assets/{before[0].id}?{address}" if before else None,
-        "prefetch": [p for a in later if a.current for p in [_picture(a.current)]],  # type: ignore[dict-item]
+        "prefetch": [_picture(a.current) for a in later if a.current is not None],
     }
 
 
@@ -252,11 +253,6 @@ def _versions(asset: Asset, record: Mapping[uuid.UUID, Mapping[str, Any]]) -> li
 def _records(session: Session, asset: Asset) -> Collection[LineageRecord]:
     ids = [v.id for v in asset.versions]
     return session.scalars(select(LineageRecord).where(LineageRecord.version_id.in_(ids))).all()
-
-
-def _my_stages(asset: Asset, who: Principal) -> list[str]:
-    mine = who.stages(asset.campaign.brand_id)
-    return [s for s in asset.waits_at if mine is None or s in mine]
 
 
 def _able(who: Principal, action: Action) -> bool:

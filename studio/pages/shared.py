@@ -13,6 +13,7 @@ from asset_store.people import shares
 from asset_store.people.passes import hash_of
 from asset_store.pictures.thumbnails import thumbnail
 from asset_store.reviewing.comments import remarks_of
+from asset_store.reviewing.decide import GUEST
 from studio.api.callers import StoreDep, check_rate
 from studio.pages.rendering import page
 
@@ -38,16 +39,19 @@ def shared_page(token: Token, request: Request, store: StoreDep) -> Response:
             link = shares.open_link(session, token, _proof(request, token))
         except PasswordWrong:
             return page(request, "share_password.html", None, token=token, told="")
+        shown = shares.shown(session, link)
+        said: dict[uuid.UUID, list[dict[str, str]]] = {}
+        for remark in remarks_of(session, *(asset.id for asset in shown)):
+            if remark.by.startswith(GUEST):
+                told = {"by": remark.by.removeprefix(GUEST), "text": remark.text}
+                said.setdefault(remark.version_id, []).append(told)
         cards = [
             {
-                "id": str(asset.id), "version": str(asset.current.id), "shot": asset.shot, "variant": asset.variant + 1,
+                "version": str(asset.current.id), "shot": asset.shot, "variant": asset.variant + 1,
                 "thumbnail": f"/s/{token}/thumbnails/{asset.current.sha256}", "picture": f"/s/{token}/pictures/{asset.current.sha256}",
-                "comments": [
-                    {"by": r.by.removeprefix("guest:"), "text": r.text}
-                    for r in remarks_of(session, asset.id) if r.by.startswith("guest:") and r.version_id == asset.current.id
-                ],
+                "comments": said.get(asset.current.id, []),
             }
-            for asset in shares.shown(session, link) if asset.current is not None
+            for asset in shown if asset.current is not None
         ]  # fmt: skip
         return page(request, "share.html", None, link=link, cards=cards, token=token, comment_id=uuid.uuid4)
 

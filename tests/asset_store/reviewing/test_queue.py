@@ -98,7 +98,7 @@ def test_a_person_s_own_queue_is_what_they_may_approve(session: Session) -> None
     other = an_asset_in_review(session, a_campaign(session, "other", brand="other"))
 
     def queue(person: str, stages: dict[uuid.UUID, set[str] | None]) -> list[uuid.UUID]:
-        return [a.id for a in queue_of(session, person, stages)]
+        return list(queue_of(session, person, stages))
 
     mine = queue("Grace", {brand.id: {"brand"}})
     assert mine[:2] == [doubtful.id, due.id]
