@@ -20,7 +20,7 @@ from asset_store.errors import DatabaseTooNew, DatabaseTooOld, DatabaseUnreachab
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 MIGRATION_LOCK = 0x6F6E6D6F64656C  # "onmodel": an advisory lock key of the whole database
 OLDEST_POSTGRESQL = 15
-OLDEST_PGVECTOR = (0, 5)  # the first with HNSW indexes
+OLDEST_PGVECTOR = (0, 8)  # the first whose index scans go on until enough is found that may be seen
 
 
 class Database:

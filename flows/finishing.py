@@ -22,13 +22,13 @@ from asset_store.checks import (
     check_identity,
     check_palette,
 )
-from asset_store.errors import RightsRefused
+from asset_store.errors import BlobMissing, RightsRefused
 from asset_store.lineage import record as lineage
 from asset_store.pictures import open_picture
 from asset_store.repositories import jobs as job_table
 from asset_store.repositories import libraries
 from asset_store.repositories.jobs import ClaimedJob, MadePicture
-from asset_store.reviewing import decide
+from asset_store.reviewing import decide, similar
 from asset_store.reviewing.decide import CheckResult
 from asset_store.reviewing.retaking import retake_of
 from asset_store.rights import licences
@@ -133,6 +133,8 @@ def attach(session: Session, key: str, done: Finished, made: Engine, thresholds:
     campaign ends with.
     """
     job = session.get_one(Job, key)
+    remember_encoder(session, made)
+    similar.remember(session, made.encoder.sha256, [(done.sha256, done.embedding)])
     waiting = select(Asset).where(Asset.job_key == key).order_by(Asset.id).with_for_update(of=Asset)
     assets = [
         a
@@ -158,6 +160,30 @@ def attach(session: Session, key: str, done: Finished, made: Engine, thresholds:
         lineage.write(session, picture.id, record, [r.id for r in references])
         decide.submit(session, asset.id, by=f"flow:{asset.campaign.name}", blob_known=lambda sha: sha == done.sha256)
         decide.finish_checks(session, asset.id, results)
+
+
+def embed_pictures(store: Store, made: Engine, most: int) -> int:
+    """Embed pictures that no encoder has seen, such as those of before this was done; returns how many. One whose blob is lost is
+    passed over."""
+    with store.database.transaction() as session:
+        unseen = similar.unseen(session, most)
+    embedded = 0
+    for sha256 in unseen:
+        try:
+            image = open_picture(store.blobs.get(sha256)).image
+        except BlobMissing:
+            continue
+        vector = made.encoder.encode([image])[0].pooled
+        with store.database.transaction() as session:
+            remember_encoder(session, made)
+            similar.remember(session, made.encoder.sha256, [(sha256, vector)])
+        embedded += 1
+    return embedded
+
+
+def remember_encoder(session: Session, made: Engine) -> None:
+    encoder = made.encoder
+    libraries.save_encoder(session, encoder.sha256, encoder.name, encoder.dim, encoder.preprocessing)
 
 
 # ---------------------------------------------------------------------------- checks

@@ -1,4 +1,5 @@
-"""Catches what an event or a worker lost: jobs of dead workers, and done jobs whose assets have no version yet."""
+"""Catches what an event or a worker lost: jobs of dead workers, done jobs whose assets have no version yet, and pictures that cannot
+be found by their likeness yet."""
 
 from __future__ import annotations
 
@@ -8,9 +9,12 @@ from prefect import flow
 from sqlalchemy import select
 
 from asset_store.repositories import jobs as job_table
+from asset_store.reviewing import similar
 from asset_store.tables import Asset, Job, JobState
 from flows import finishing
 from flows.wiring import engine, open_store
+
+MOST_EMBEDDED = 500  # pictures a sweep
 
 
 @flow(name="sweep")
@@ -30,5 +34,7 @@ def _sweep() -> dict[str, int]:
                 .distinct()
                 .limit(1000)
             ).all()
+            unseen = similar.unseen(session, 1)
         found = finishing.attach_waiting(store, waiting, engine(store.settings)) if waiting else finishing.Attached(0)
-    return {"reaped": reaped, "attached": found.jobs, "refused": len(found.refused)}
+        embedded = finishing.embed_pictures(store, engine(store.settings), MOST_EMBEDDED) if unseen else 0
+    return {"reaped": reaped, "attached": found.jobs, "refused": len(found.refused), "embedded": embedded}

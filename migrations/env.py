@@ -11,7 +11,10 @@ from sqlalchemy import Connection
 from asset_store.database import open_database
 from asset_store.tables import Base
 
-RUNTIME_INDEXES = "embeddings_hnsw_"  # one an encoder, made when the encoder is first used
+RUNTIME_INDEXES = (
+    "embeddings_hnsw_",
+    "picture_embeddings_hnsw_",
+)  # one an encoder, made when the encoder is first used
 
 
 def is_ours(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:

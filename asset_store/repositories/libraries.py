@@ -21,6 +21,7 @@ from asset_store.tables import (
     Embedding,
     Encoder,
     Library,
+    PictureEmbedding,
     Quarantined,
     Reference,
     ReferenceState,
@@ -184,18 +185,26 @@ def forget_quarantine(session: Session, library: Library, keys: Iterable[str]) -
 
 
 def save_encoder(session: Session, sha256: str, name: str, dim: int, preprocessing: Mapping[str, Any]) -> None:
-    """Register an encoder and give its embeddings an HNSW index of their own. Safe to repeat."""
+    """Register an encoder and give its embeddings of references and of pictures HNSW indexes of their own. Safe to repeat."""
     made = session.scalars(
         insert(Encoder)
         .values(sha256=sha256, name=name, dim=dim, preprocessing=dict(preprocessing))
         .on_conflict_do_nothing()
         .returning(Encoder.sha256)
     ).all()
-    if made and dim <= 2000:  # pgvector indexes at most 2,000 dimensions; more are searched exactly
-        index = f"embeddings_hnsw_{sha256[:16]}"
+    if made:
+        index_embeddings(session, sha256, dim)
+
+
+def index_embeddings(session: Session, sha256: str, dim: int) -> None:
+    """Give an encoder's embeddings their HNSW indexes; of more than 2,000 dimensions, which pgvector does not index, none: they are
+    searched exactly. Safe to repeat."""
+    if dim > 2000:
+        return
+    for table in (Embedding.__tablename__, PictureEmbedding.__tablename__):
         session.execute(
             text(
-                f"CREATE INDEX IF NOT EXISTS {index} ON embeddings USING hnsw "
+                f"CREATE INDEX IF NOT EXISTS {table}_hnsw_{sha256[:16]} ON {table} USING hnsw "
                 f"((pooled::vector({dim})) vector_cosine_ops) WHERE encoder_sha256 = '{sha256}'"
             )
         )

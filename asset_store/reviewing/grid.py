@@ -1,32 +1,41 @@
-"""Finding assets among many: filters that stand in an address, a page at a time, newest first."""
+"""Finding assets among many: filters that stand in an address, a page at a time, newest first.
+
+All is asked of the assets' own rows and their indexes, so that a page costs the same among a thousand and a hundred thousand.
+"""
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, literal, or_, select, tuple_
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy import ColumnElement, Select, false, func, literal, select, tuple_
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from asset_store.keyset import mark_of, read_mark
-from asset_store.reviewing.questions import is_asked, is_current
+from asset_store.reviewing.questions import is_asked
 from asset_store.reviewing.queue import Page
 from asset_store.reviewing.states import Availability, ReviewState
-from asset_store.tables import Asset, AssetVersion, Brand, Campaign, Check, CheckOutcome, Job
+from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcome
 
 LONGEST_TEXT = 200
+COUNTED = 1000  # assets of a state are counted so far; one more says that there are more
+BETWEEN_WORDS = r"[\s\-_/\\.,;:!?'\"()#&|*<>\0]+"  # as words_of in the database parts them
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What a grid shows. within: ids of the brands that may be seen, None for all; text: in shot, campaign or prompt;
-    check: the name of a check that ended as `outcome`; person: who is asked to decide."""
+    """What a grid shows. within: ids of the brands that may be seen, None for all; text: beginnings of words in shot, character,
+    campaign or prompt; check: the name of a check of the newest version, that ended as `outcome` if that is given; person: who is
+    asked to decide."""
 
     within: Collection[uuid.UUID] | None = None
     brand: str | None = None
     campaign: str | None = None
+    character: str | None = None
     review: ReviewState | None = None
     availability: Availability | None = None
     stage: str | None = None
@@ -38,49 +47,128 @@ class Filters:
     text: str | None = None
 
 
-def page(
-    session: Session, filters: Filters, after: str | None = None, limit: int = 50, *, backwards: bool = False
-) -> Page:
-    """The newest assets that pass all filters; backwards, those before `after`, the nearest first. NotFound for an
-    `after` that was never given."""
-    place = (Asset.made_at, Asset.id)
-    question = (
-        select(Asset)
-        .join(Campaign, Campaign.id == Asset.campaign_id)
-        .join(Brand, Brand.id == Campaign.brand_id)
-        .where(*_conditions(filters))
-        .options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
-        .order_by(*(place if backwards else [column.desc() for column in place]))
-        .limit(limit + 1)
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What a list shows of an asset; sha256 and number are of its newest version, None and 0 where there is none yet.
+
+    doubts: names of the checks of that version that did not pass.
+    """
+
+    id: uuid.UUID
+    brand: str
+    campaign: str
+    character: str
+    shot: str
+    variant: int
+    review: ReviewState
+    availability: Availability
+    waits_at: tuple[str, ...]
+    due_at: datetime | None
+    row_version: int
+    made_at: datetime
+    doubts: tuple[str, ...]
+    sha256: str | None
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class TilePage:
+    """Tiles; give `next_after` as `after` for those that follow, None at the end."""
+
+    tiles: tuple[Tile, ...]
+    next_after: str | None
+
+
+def page(session: Session, filters: Filters, after: str | None = None, limit: int = 50) -> Page:
+    """The newest assets that pass all filters, whole. NotFound for an `after` that was never given."""
+    whole = select(Asset).options(
+        selectinload(Asset.versions).selectinload(AssetVersion.checks),
+        joinedload(Asset.campaign).defer(Campaign.brief),  # large, and not what a list shows
     )
-    if after is not None:
-        here, there = tuple_(*place), tuple_(*map(literal, read_mark(after, "the grid")))
-        question = question.where(here > there if backwards else here < there)
+    question = _placed(whole, session, filters, after, limit + 1, backwards=False)
     found = session.scalars(question).all()
     shown = found[:limit]
+    return Page(tuple(shown), mark_of(shown[-1].made_at, shown[-1].id) if len(found) > limit else None)
+
+
+def tiles(
+    session: Session, filters: Filters, after: str | None = None, limit: int = 50, *, backwards: bool = False
+) -> TilePage:
+    """The same as tiles; backwards, those before `after`, the nearest first."""
+    places: Any = select(Asset.id, Asset.made_at)  # of any row
+    question = _placed(places, session, filters, after, limit + 1, backwards=backwards)
+    found = session.execute(question).all()
     more = len(found) > limit
-    return Page(tuple(shown), mark_of(shown[-1].made_at, shown[-1].id) if more else None)
+    shown = found[:limit]
+    return TilePage(
+        tiles_of(session, [row.id for row in shown]), mark_of(shown[-1].made_at, shown[-1].id) if more else None
+    )
+
+
+def tiles_of(session: Session, ids: Sequence[uuid.UUID]) -> tuple[Tile, ...]:
+    """These assets as tiles, in this order; what there is not is left out."""
+    newest = (
+        select(AssetVersion.sha256, AssetVersion.number)
+        .where(AssetVersion.asset_id == Asset.id)
+        .order_by(AssetVersion.number.desc())
+        .limit(1)
+        .lateral("newest")
+    )
+    question = (
+        select(
+            Asset.id, Brand.name.label("brand"), Campaign.name.label("campaign"), Asset.character, Asset.shot, Asset.variant, Asset.review, Asset.availability,
+            Asset.waits_at, Asset.due_at, Asset.row_version, Asset.made_at, Asset.checked, newest.c.sha256, newest.c.number,
+        )
+        .join(Campaign, Campaign.id == Asset.campaign_id)
+        .join(Brand, Brand.id == Asset.brand_id)
+        .join(newest, literal(True), isouter=True)
+        .where(Asset.id.in_(ids))
+    )  # fmt: skip
+    by_id = {
+        row.id: Tile(
+            id=row.id, brand=row.brand, campaign=row.campaign, character=row.character, shot=row.shot, variant=row.variant,
+            review=row.review, availability=row.availability, waits_at=tuple(row.waits_at), due_at=row.due_at,
+            row_version=row.row_version, made_at=row.made_at, doubts=_doubts(row.checked), sha256=row.sha256,
+            number=row.number or 0,
+        )
+        for row in session.execute(question)
+    }  # fmt: skip
+    return tuple(by_id[id_] for id_ in ids if id_ in by_id)
 
 
 def counts(session: Session, filters: Filters) -> dict[str, int]:
-    """How many assets pass the filters in each review state, the state's own filter left aside."""
-    question = (
-        select(Asset.review, func.count())
-        .join(Campaign, Campaign.id == Asset.campaign_id)
-        .join(Brand, Brand.id == Campaign.brand_id)
-        .where(*_conditions(replace(filters, review=None)))
-        .group_by(Asset.review)
-    )
-    return {row[0].value: row[1] for row in session.execute(question)}
+    """How many assets pass the filters in each review state, the state's own filter left aside; COUNTED + 1 is "more"."""
+    others = tuple(conditions(session, replace(filters, review=None)))
+
+    def so_many(state: ReviewState) -> ColumnElement[int]:
+        some = select(Asset.id).where(*others, Asset.review == state).limit(COUNTED + 1).subquery()
+        return select(func.count()).select_from(some).scalar_subquery().label(state.name)
+
+    row = session.execute(select(*map(so_many, ReviewState))).one()
+    return {state.value: count for state, count in zip(ReviewState, row, strict=True) if count}
 
 
-def _conditions(f: Filters) -> Iterable[ColumnElement[bool]]:
+def _placed(
+    question: Select[Any], session: Session, filters: Filters, after: str | None, limit: int, *, backwards: bool
+) -> Select[Any]:
+    place = (Asset.made_at, Asset.id)
+    if after is not None:
+        here, there = tuple_(*place), tuple_(*map(literal, read_mark(after, "the grid")))
+        question = question.where(here > there if backwards else here < there)
+    order = place if backwards else [column.desc() for column in place]
+    return question.where(*conditions(session, filters)).order_by(*order).limit(limit)
+
+
+def conditions(session: Session, f: Filters) -> Iterable[ColumnElement[bool]]:
+    """The filters as conditions on the asset's own columns; names are looked up before, so that the planner knows how many there are."""
     if f.within is not None:
-        yield Campaign.brand_id.in_(f.within)
+        yield Asset.brand_id.in_(f.within)
     if f.brand is not None:
-        yield Brand.name == f.brand
+        yield Asset.brand_id.in_(session.scalars(select(Brand.id).where(Brand.name == f.brand)).all())
     if f.campaign is not None:
-        yield Campaign.name == f.campaign
+        yield Asset.campaign_id.in_(session.scalars(select(Campaign.id).where(Campaign.name == f.campaign)).all())
+    if f.character is not None:
+        yield Asset.character == f.character
     if f.review is not None:
         yield Asset.review == f.review
     if f.availability is not None:
@@ -90,20 +178,17 @@ def _conditions(f: Filters) -> Iterable[ColumnElement[bool]]:
     if f.person is not None:
         yield is_asked(f.person)
     if f.check is not None or f.outcome is not None:
-        yield _checked(f.check, f.outcome)
+        yield Asset.checked.contains(["=".join(filter(None, (f.check, f.outcome)))])
     if f.since is not None:
         yield Asset.made_at >= f.since
     if f.until is not None:
         yield Asset.made_at < f.until
     if f.text:
-        words = f.text[:LONGEST_TEXT]
-        prompt = exists().where(Job.key == Asset.job_key, Job.recipe["prompt"].astext.icontains(words, autoescape=True))
-        yield or_(Asset.shot.icontains(words, autoescape=True), Campaign.name.icontains(words, autoescape=True), prompt)
+        words = [w for w in re.split(BETWEEN_WORDS, f.text[:LONGEST_TEXT]) if w]
+        query = " & ".join(f"'{word}':*" for word in words)
+        yield Asset.words.op("@@")(func.to_tsquery("simple", query)) if words else false()
 
 
-def _checked(name: str | None, outcome: CheckOutcome | None) -> ColumnElement[bool]:
-    """Whether a check of the current version ended so."""
-    found = exists().where(is_current(), Check.version_id == AssetVersion.id)
-    if name is not None:
-        found = found.where(Check.name == name)
-    return found if outcome is None else found.where(Check.outcome == outcome)
+def _doubts(checked: Iterable[str]) -> tuple[str, ...]:
+    ended = (said.rpartition("=") for said in checked if "=" in said)
+    return tuple(sorted(name for name, _, outcome in ended if outcome != CheckOutcome.PASS))

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import (
-    ColumnElement,
     Text,
     and_,
-    case,
     cast,
     exists,
     false,
@@ -21,6 +19,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    text,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -35,7 +34,6 @@ from asset_store.tables import (
     AssetVersion,
     Brand,
     Campaign,
-    Check,
     CheckOutcome,
     Decision,
     Retake,
@@ -44,6 +42,7 @@ from asset_store.tables import (
 
 SHORTEST_PREFIX = 4
 CANDIDATES_SHOWN = 10
+NEVER = text("'infinity'::timestamptz")  # when what has no due time is due
 DOUBT = {CheckOutcome.FAIL: 0, CheckOutcome.NOT_RUN: 1, CheckOutcome.WARN: 2, CheckOutcome.PASS: 3}
 
 
@@ -68,15 +67,14 @@ def in_review(
 
     Ordered by the worst check of the current version (failed, not run, warned, passed), then the longest waiting.
     """
-    doubt = _doubt()
-    order = tuple_(doubt, Asset.made_at, Asset.id)
+    order = (Asset.doubt, Asset.made_at, Asset.id)
     question = (
-        select(Asset, doubt)
+        select(Asset)
         .join(Campaign, Campaign.id == Asset.campaign_id)
         .join(Brand, Brand.id == Campaign.brand_id)
         .where(Asset.review == ReviewState.IN_REVIEW)
         .options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
-        .order_by(doubt, Asset.made_at, Asset.id)
+        .order_by(*order)
         .limit(limit + 1)
     )
     if brand is not None:
@@ -89,26 +87,27 @@ def in_review(
     if person is not None:
         question = question.where(is_asked(person))
     if after is not None:
-        question = question.where(order > tuple_(*map(literal, _read(after))))
-    rows = session.execute(question).all()
-    page = rows[:limit]
-    more = len(rows) > limit
-    return Page(tuple(row[0] for row in page), _mark(page[-1][1], page[-1][0]) if more and page else None)
+        question = question.where(tuple_(*order) > tuple_(*map(literal, _read(after))))
+    found = session.scalars(question).all()
+    page = found[:limit]
+    return Page(tuple(page), _mark(page[-1]) if len(found) > limit and page else None)
 
 
 def queue_of(
-    session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None], limit: int = 200
-) -> Sequence[uuid.UUID]:
+    session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None], limit: int = 200,
+    after: Asset | None = None, *, backwards: bool = False,
+) -> Sequence[uuid.UUID]:  # fmt: skip
     """Ids of what waits for one person's own decision: the doubtful first, then what is due first, then the longest waiting.
 
     stages: by brand, at which the person decides; None is all. What they asked for, had made anew, or have approved since it was
-    last reopened is left out: it is not theirs to approve.
+    last reopened is left out: it is not theirs to approve. after: what follows the place of this asset, which may have left the
+    queue; backwards, what stands before it, the nearest first.
     """
     name = name_of(person)
     mine = [
-        Campaign.brand_id == brand
+        Asset.brand_id == brand
         if at is None
-        else and_(Campaign.brand_id == brand, Asset.waits_at.overlap(cast(list(at), ARRAY(Text))))
+        else and_(Asset.brand_id == brand, Asset.waits_at.overlap(cast(list(at), ARRAY(Text))))
         for brand, at in stages.items()
     ]
     asked = or_(
@@ -118,6 +117,7 @@ def queue_of(
             func.lower(Campaign.requested_by).endswith(f" of {name}", autoescape=True),
         ),
     )
+    asked_for = exists().where(Campaign.id == Asset.campaign_id, asked)
     retaken = exists().where(Retake.asset_id == Asset.id, func.lower(Retake.by) == name)
     current = select(AssetVersion.id).where(is_current()).correlate(Asset).scalar_subquery()
     later = aliased(Decision)
@@ -132,23 +132,20 @@ def queue_of(
         func.lower(Decision.by) == name,
         not_(undone),
     )
+    order = (Asset.doubt, func.coalesce(Asset.due_at, NEVER), Asset.made_at, Asset.id)
     question = (
         select(Asset.id)
-        .join(Campaign, Campaign.id == Asset.campaign_id)
-        .where(Asset.review == ReviewState.IN_REVIEW, or_(false(), *mine), not_(asked), not_(retaken), not_(approved))
-        .order_by(_doubt(), Asset.due_at.asc().nulls_last(), Asset.made_at, Asset.id)
+        .where(
+            Asset.review == ReviewState.IN_REVIEW, or_(false(), *mine), not_(asked_for), not_(retaken), not_(approved)
+        )
+        .order_by(*([column.desc() for column in order] if backwards else order))
         .limit(limit)
     )
+    if after is not None:
+        due = NEVER if after.due_at is None else literal(after.due_at)
+        here, there = tuple_(*order), tuple_(literal(after.doubt), due, literal(after.made_at), literal(after.id))
+        question = question.where(here < there if backwards else here > there)
     return session.scalars(question).all()
-
-
-def in_order(session: Session, ids: Sequence[uuid.UUID]) -> list[Asset]:
-    """These assets, in this order, with their versions and checks."""
-    found = (
-        select(Asset).where(Asset.id.in_(ids)).options(selectinload(Asset.versions).selectinload(AssetVersion.checks))
-    )
-    by_id = {asset.id: asset for asset in session.scalars(found)}
-    return [by_id[id_] for id_ in ids if id_ in by_id]
 
 
 def find_asset(session: Session, id_or_prefix: str) -> Asset:
@@ -169,20 +166,8 @@ def find_asset(session: Session, id_or_prefix: str) -> Asset:
     return found[0]
 
 
-def _doubt() -> ColumnElement[int]:
-    """The rank of the worst check of an asset's current version; 1, as for a check not run, where it has none."""
-    worst = (
-        select(func.min(case(DOUBT, value=Check.outcome)))
-        .join(AssetVersion, AssetVersion.id == Check.version_id)
-        .where(is_current())
-        .correlate(Asset)
-        .scalar_subquery()
-    )
-    return func.coalesce(worst, DOUBT[CheckOutcome.NOT_RUN])
-
-
-def _mark(doubt: int, asset: Asset) -> str:
-    return f"{doubt}|{asset.made_at.isoformat()}|{asset.id}"
+def _mark(asset: Asset) -> str:
+    return f"{asset.doubt}|{asset.made_at.isoformat()}|{asset.id}"
 
 
 def _read(mark: str) -> tuple[int, datetime, uuid.UUID]:

@@ -11,6 +11,7 @@ from asset_store.tables.assets import (
     Delivery,
     Descent,
     LineageRecord,
+    PictureEmbedding,
     Verdict,
 )
 from asset_store.tables.base import Base
@@ -32,7 +33,17 @@ from asset_store.tables.models import (
     Preset,
     TrainedModel,
 )
-from asset_store.tables.people import Answered, ApiKey, BrowserSession, Grant, Person, Role, ShareLink, SignInLink
+from asset_store.tables.people import (
+    Answered,
+    ApiKey,
+    BrowserSession,
+    Grant,
+    Person,
+    Role,
+    SavedFilter,
+    ShareLink,
+    SignInLink,
+)
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
 from asset_store.tables.telling import Format, Subscription
 from asset_store.tables.work import Campaign, Job, JobState
@@ -71,6 +82,7 @@ __all__ = [
     "ModelKind",
     "ModelReference",
     "Person",
+    "PictureEmbedding",
     "Preset",
     "Proposal",
     "ProposalState",
@@ -79,6 +91,7 @@ __all__ = [
     "ReferenceState",
     "Retake",
     "Role",
+    "SavedFilter",
     "ShareLink",
     "SignInLink",
     "Subscription",

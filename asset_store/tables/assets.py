@@ -7,8 +7,9 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Text, UniqueConstraint
-from sqlalchemy.dialects.postgresql import ARRAY
+from pgvector.sqlalchemy import Vector
+from sqlalchemy import BigInteger, FetchedValue, ForeignKey, Identity, Index, SmallInteger, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from asset_store.reviewing.states import Availability, ReviewState
@@ -33,13 +34,28 @@ class Verdict(enum.StrEnum):
 
 
 class Asset(Base):
-    """A picture that a campaign asked for: a stack of versions, its place in review, its availability."""
+    """A picture that a campaign asked for: a stack of versions, its place in review, its availability.
+
+    `brand_id`, `character`, `words`, `doubt` and `checked` are what lists filter and order by. Triggers write them from the campaign,
+    the job and the newest version's checks, whoever writes those (docs/decisions/0005).
+    """
 
     __tablename__ = "assets"
     __table_args__ = (
         UniqueConstraint("campaign_id", "shot", "variant"),
         Index("ix_assets_waits_at", "waits_at", postgresql_using="gin"),
-    )
+        Index("ix_assets_words", "words", postgresql_using="gin"),
+        Index("ix_assets_checked", "checked", postgresql_using="gin"),
+        Index(
+            "ix_assets_queue", "doubt", text("coalesce(due_at, 'infinity'::timestamptz)"), "made_at", "id",
+            postgresql_where=text("review = 'in review'"),
+        ),
+        Index("ix_assets_made_at_keyset", "made_at", "id"),
+        *(
+            Index(f"ix_assets_{by}_keyset", by, "made_at", "id")
+            for by in ("brand_id", "campaign_id", "review", "availability", "character")
+        ),
+    )  # fmt: skip
     id: Mapped[Id]
     campaign_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("campaigns.id"))
     shot: Mapped[str]
@@ -55,6 +71,11 @@ class Asset(Base):
     availability: Mapped[Availability] = mapped_column(text_enum(Availability), default=Availability.UNRELEASED)
     row_version: Mapped[int] = mapped_column(default=1)
     made_at: Mapped[Made]
+    brand_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("brands.id"), server_default=FetchedValue())
+    character: Mapped[str] = mapped_column(server_default="")
+    words: Mapped[Any] = mapped_column(TSVECTOR, server_default=text("''::tsvector"), deferred=True)
+    doubt: Mapped[int] = mapped_column(SmallInteger, server_default="1")  # of the worst check: DOUBT in reviewing/queue
+    checked: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")  # "name", "outcome", "name=outcome"
     campaign: Mapped[Campaign] = relationship(lazy="joined")
     versions: Mapped[list[AssetVersion]] = relationship(order_by="AssetVersion.number", back_populates="asset")
 
@@ -150,6 +171,16 @@ class Delivery(Base):
     rendition: Mapped[str]
     sha256: Mapped[Sha256]
     by: Mapped[str]
+    made_at: Mapped[Made]
+
+
+class PictureEmbedding(Base):
+    """What an encoder says of a picture that was made, for finding those like it. Each encoder has an HNSW index of its own."""
+
+    __tablename__ = "picture_embeddings"
+    picture_sha256: Mapped[Sha256] = mapped_column(primary_key=True)
+    encoder_sha256: Mapped[Sha256] = mapped_column(ForeignKey("encoders.sha256"), primary_key=True)
+    pooled: Mapped[Any] = mapped_column(Vector())
     made_at: Mapped[Made]
 
 

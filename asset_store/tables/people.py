@@ -123,3 +123,15 @@ class ShareLink(Base):
     revoked_at: Mapped[datetime | None]
     by: Mapped[str]
     made_at: Mapped[Made]
+
+
+class SavedFilter(Base):
+    """A person's own name for filters of the grid."""
+
+    __tablename__ = "saved_filters"
+    __table_args__ = (UniqueConstraint("person_id", "name"),)
+    id: Mapped[Id]
+    person_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("people.id"))
+    name: Mapped[str]
+    filters: Mapped[dict[str, Any]]
+    made_at: Mapped[Made]

@@ -63,6 +63,7 @@ class AssetOut(Answer):
     id: uuid.UUID
     brand: str
     campaign: str
+    character: str
     shot: str
     variant: int
     review: str
@@ -76,7 +77,7 @@ class AssetOut(Answer):
     @classmethod
     def of(cls, asset: Asset) -> AssetOut:
         return cls(
-            id=asset.id, brand=asset.campaign.brand.name, campaign=asset.campaign.name, shot=asset.shot,
+            id=asset.id, brand=asset.campaign.brand.name, campaign=asset.campaign.name, character=asset.character, shot=asset.shot,
             variant=asset.variant, review=asset.review.value, availability=asset.availability.value,
             waits_at=list(asset.waits_at), due_at=asset.due_at, row_version=asset.row_version, made_at=asset.made_at,
             current=None if asset.current is None else VersionOut.of(asset.current),
@@ -84,7 +85,8 @@ class AssetOut(Answer):
 
 
 class AssetPage(Answer):
-    """`next_after`: the `after` of the next page; null at the end. `counts`: assets by review state, of the same filters."""
+    """`next_after`: the `after` of the next page; null at the end. `counts`: assets by review state, of the same filters; they are
+    counted up to 1000, and 1001 says that there are more."""
 
     assets: list[AssetOut]
     next_after: str | None

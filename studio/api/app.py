@@ -13,6 +13,7 @@ from studio.api import (
     assets,
     campaigns,
     discussing,
+    finding,
     people,
     pictures,
     problems,
@@ -61,7 +62,19 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
     problems.install(app)
     app.middleware("http")(_guarded)
     refusals = {s: {"content": {problems.MEDIA_TYPE: {}}, "description": told} for s, told in REFUSALS.items()}
-    for part in (assets, pictures, references, discussing, retakes, rights, shares, people, subscriptions, campaigns):
+    for part in (
+        assets,
+        finding,
+        pictures,
+        references,
+        discussing,
+        retakes,
+        rights,
+        shares,
+        people,
+        subscriptions,
+        campaigns,
+    ):
         app.include_router(part.router, prefix="/v1", responses=refusals)  # type: ignore[arg-type]
     pages.install(app)
     return app

@@ -62,8 +62,8 @@ class ReasonIn(Asked):
 
 @router.get("/assets")
 def find_assets(
-    who: Who, store: StoreDep, brand: Line = None, campaign: Line = None, review: ReviewState | None = None,
-    availability: Availability | None = None, stage: Line = None,
+    who: Who, store: StoreDep, brand: Line = None, campaign: Line = None, character: Line = None,
+    review: ReviewState | None = None, availability: Availability | None = None, stage: Line = None,
     person: Annotated[str | None, Query(max_length=254, description="Who is asked to decide; `me` is the caller.")] = None,
     check: Line = None, outcome: CheckOutcome | None = None, since: datetime | None = None,
     until: datetime | None = None, text: Line = None, after: Line = None,
@@ -71,7 +71,7 @@ def find_assets(
 ) -> AssetPage:  # fmt: skip
     """Assets of the brands that the caller may see, the newest first. Give `next_after` as `after` for the next page."""
     filters = grid.Filters(
-        who.brands(Action.VIEW), brand, campaign, review, availability, stage, who.actor if person == "me" else person,
+        who.brands(Action.VIEW), brand, campaign, character, review, availability, stage, who.actor if person == "me" else person,
         check, outcome, since, until, text,
     )  # fmt: skip
     with store.database.transaction() as session:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing import decide as rules
-from asset_store.tables import Asset
+from asset_store.tables import Asset, Library, Reference
 from flows.wiring import Store
 from studio.api.answers import AssetOut
 from studio.api.callers import Idempotency, IfMatch, StoreDep, Who, need, row_version
@@ -63,6 +63,17 @@ def seen_asset(session: Session, asset_id: uuid.UUID, who: Principal, action: Ac
     need(who, action, None if asset is None else asset.campaign.brand_id, "asset", asset_id)
     assert asset is not None
     return asset
+
+
+def seen_reference(
+    session: Session, reference_id: uuid.UUID, who: Principal, action: Action = Action.VIEW
+) -> Reference:
+    """The reference, if they may. NotFound; Forbidden."""
+    row = session.get(Reference, reference_id)
+    brand = None if row is None else session.get_one(Library, row.library_id).brand_id
+    need(who, action, brand, "reference", reference_id)
+    assert row is not None
+    return row
 
 
 def current_asset(session: Session, asset_id: uuid.UUID, who: Principal, action: Action, version: int) -> Asset:

@@ -10,11 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import NotFound
-from asset_store.people.permissions import Action, Principal
+from asset_store.people.permissions import Principal
 from asset_store.pictures.thumbnails import thumbnail
-from asset_store.tables import AssetVersion, Library, Reference
-from studio.api.callers import StoreDep, Who, need
-from studio.api.changing import seen_asset
+from asset_store.tables import AssetVersion, Reference
+from studio.api.callers import StoreDep, Who
+from studio.api.changing import seen_asset, seen_reference
 
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 FOR_EVER = "private, max-age=31536000, immutable"
@@ -68,11 +68,7 @@ def _need_version(session: Session, asset_id: uuid.UUID, sha256: str, who: Princ
 
 def _reference(reference_id: uuid.UUID, who: Principal, store: StoreDep) -> Reference:
     with store.database.transaction() as session:
-        row = session.get(Reference, reference_id)
-        brand = None if row is None else session.get_one(Library, row.library_id).brand_id
-        need(who, Action.VIEW, brand, "reference", reference_id)
-        assert row is not None
-        return row
+        return seen_reference(session, reference_id, who)
 
 
 def _answer(data: bytes, kind: str, sha256: str) -> Response:

@@ -8,18 +8,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import Field
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing.states import AvailabilityEvent
 from asset_store.rights import availability, recall
-from asset_store.tables import Asset, Library, Proposal, Reference
+from asset_store.tables import Asset, Proposal
 from flows.wiring import Store
 from studio.api.answers import Answer, AssetOut, ProposalOut
 from studio.api.assets import Asked, Reason, ReasonIn
 from studio.api.callers import Idempotency, StoreDep, Who, need
-from studio.api.changing import ChangeDep
+from studio.api.changing import ChangeDep, seen_reference
 from studio.api.once import answered
 
 router = APIRouter(tags=["rights"])
@@ -80,12 +79,7 @@ def recall_reference(
     """Take a reference back: what came of it is suspended, what is queued with it cancelled. Says what that reached."""
 
     def act(session: Session) -> RecallOut:
-        brand = session.scalar(
-            select(Library.brand_id)
-            .join(Reference, Reference.library_id == Library.id)
-            .where(Reference.id == reference_id)
-        )
-        need(who, Action.RECALL, brand, "reference", reference_id)
+        seen_reference(session, reference_id, who, Action.RECALL)
         return RecallOut(report=recall.withdraw_reference(session, reference_id, who.actor, body.reason).as_json())
 
     asked = {"recall": str(reference_id), "reason": body.reason}

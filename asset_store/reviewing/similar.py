@@ -1,0 +1,91 @@
+"""Finding pictures like one that is there: by what an encoder said of them, nearest first, through its HNSW index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pgvector.sqlalchemy import Vector
+from sqlalchemy import cast, exists, literal_column, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from asset_store.reviewing.grid import Filters, Tile, conditions, tiles_of
+from asset_store.tables import Asset, AssetVersion, Embedding, Encoder, PictureEmbedding
+
+SEARCHED = 100  # candidates that the index keeps at once (hnsw.ef_search)
+MOST_SCANNED = 20_000  # candidates that it goes on to where most may not be seen
+NEWEST = (Encoder.made_at.desc(), Encoder.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """An asset and the cosine similarity of its newest picture to the one that was given."""
+
+    tile: Tile
+    likeness: float
+
+
+def remember(session: Session, encoder: str, pictures: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Store what an encoder said of (sha256, pooled float32) pictures. Safe to repeat."""
+    rows = [{"picture_sha256": sha, "encoder_sha256": encoder, "pooled": v.tolist()} for sha, v in pictures]
+    if rows:
+        session.execute(insert(PictureEmbedding).values(rows).on_conflict_do_nothing())
+
+
+def unseen(session: Session, limit: int) -> Sequence[str]:
+    """sha256 of pictures that no encoder has said anything of, at most so many."""
+    seen = select(PictureEmbedding.picture_sha256).where(PictureEmbedding.picture_sha256 == AssetVersion.sha256)
+    return session.scalars(select(AssetVersion.sha256).where(~seen.exists()).distinct().limit(limit)).all()
+
+
+def like_asset(
+    session: Session, asset: Asset, filters: Filters, limit: int = 60, *, exact: bool = False
+) -> list[Likeness]:
+    """Assets that pass the filters and whose newest picture is like that of this one, which is left out; empty where no encoder has
+    seen it yet. exact: compared with all, without the index."""
+    if asset.current is None:
+        return []
+    its = PictureEmbedding
+    known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
+    seen = session.execute(known.where(its.picture_sha256 == asset.current.sha256).order_by(*NEWEST)).first()
+    if seen is None:
+        return []
+    found = _nearest(session, seen.pooled, seen.sha256, seen.dim, filters, limit + 1, exact=exact)
+    return [near for near in found if near.tile.id != asset.id][:limit]
+
+
+def like_reference(session: Session, sha256: str, filters: Filters, limit: int = 60) -> list[Likeness]:
+    """Assets that pass the filters and whose newest picture is like a reference, by the newest encoder that has seen it."""
+    its = Embedding
+    known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
+    seen = session.execute(known.where(its.reference_sha256 == sha256).order_by(*NEWEST)).first()
+    return [] if seen is None else _nearest(session, seen.pooled, seen.sha256, seen.dim, filters, limit)
+
+
+def _nearest(
+    session: Session, vector: np.ndarray, encoder: str, dim: int, filters: Filters, limit: int, *, exact: bool = False
+) -> list[Likeness]:
+    """The index is walked until enough are found that pass and are newest (pgvector's iterative scan)."""
+    if exact:
+        session.execute(text("SET LOCAL enable_indexscan = off"))
+    else:
+        session.execute(text(f"SET LOCAL hnsw.ef_search = {max(SEARCHED, limit)}"))
+        session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
+        session.execute(text(f"SET LOCAL hnsw.max_scan_tuples = {MOST_SCANNED}"))
+    # The encoder stands in the text, as it does in its index's condition: a value that is bound would not match that.
+    of_encoder = PictureEmbedding.encoder_sha256 == literal_column(f"'{encoder}'")
+    distance = cast(PictureEmbedding.pooled, Vector(dim)).cosine_distance(vector)
+    later = aliased(AssetVersion)
+    newer = exists().where(later.asset_id == AssetVersion.asset_id, later.number > AssetVersion.number)
+    question = (
+        select(Asset.id, (1 - distance).label("likeness"))
+        .join(AssetVersion, AssetVersion.asset_id == Asset.id)
+        .join(PictureEmbedding, PictureEmbedding.picture_sha256 == AssetVersion.sha256)
+        .where(of_encoder, ~newer, *conditions(session, filters))
+        .order_by(distance)
+        .limit(limit)
+    )
+    likeness = {row.id: float(row.likeness) for row in session.execute(question)}
+    return [Likeness(tile, likeness[tile.id]) for tile in tiles_of(session, list(likeness))]

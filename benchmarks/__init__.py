@@ -1,0 +1,1 @@
+"""Figures beside a named peer: one JSON object a line, exit code 1 where a target is missed."""

@@ -1,0 +1,282 @@
+"""`make bench-review`: is deciding as quick among 100,000 assets as among 1,000?
+
+    python -m benchmarks.review [--assets 100000] [--few 1000]
+
+Two databases are filled and `onmodel up` serves each, on this machine's cores. Pages are asked for over HTTP one after another, as a
+reviewer does, with filters drawn by lot, and timed from the request to the last byte. Keys are pressed in Chromium and timed until the
+next picture is on the screen. Searches by likeness are compared with the exact answer, which reads every embedding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import func, select
+
+from asset_store.reviewing import similar
+from asset_store.reviewing.grid import Filters
+from asset_store.tables import Asset
+from benchmarks import many_assets
+from benchmarks.rows import Row, at_least, at_most, grows, percentile, tell
+from flows.settings import Settings, load_settings
+from flows.wiring import engine, open_store
+
+PAGES, WARM_UP = 150, 15
+SEARCHES, NEIGHBOURS = 200, 10
+KEYS = 30
+PAGE_MS, SEARCH_MS, KEY_MS, GROWTH, RECALL = 50.0, 25.0, 100.0, 1.5, 0.95
+A_SECOND = 45  # requests: `onmodel up` lets a caller make 50 a second
+
+# When a key went down, and when the picture of another asset had been painted: in the page, by the page's own clock.
+CLOCK = """
+addEventListener("keydown", (event) => {
+  if (event.key !== "j" && event.key !== "a") return;
+  sessionStorage.setItem("pressed", String(performance.timeOrigin + event.timeStamp));
+  sessionStorage.setItem("from", document.querySelector("[data-room]").dataset.asset);
+}, true);
+(function look() {
+  const room = document.querySelector("[data-room]"), picture = document.querySelector("[data-picture]");
+  const pressed = sessionStorage.getItem("pressed");
+  if (pressed && room && room.dataset.asset !== sessionStorage.getItem("from") && picture?.complete && picture.naturalWidth) {
+    sessionStorage.removeItem("pressed");
+    requestAnimationFrame((at) => setTimeout(() => {
+      const times = JSON.parse(sessionStorage.getItem("times") ?? "[]");
+      times.push(performance.timeOrigin + performance.now() - Number(pressed));
+      sessionStorage.setItem("times", JSON.stringify(times));
+    }));
+  }
+  requestAnimationFrame(look);
+})();
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=int, default=100_000)
+    parser.add_argument("--few", type=int, default=1_000)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="onmodel-") as folder:
+        few = _measured(Path(folder) / "few", given.few, keys=False)
+        many = _measured(Path(folder) / "many", given.assets, keys=True)
+        met = [tell(row) for row in _rows(few, many, given)]
+    return 0 if all(met) else 1
+
+
+def _rows(few: dict[str, Any], many: dict[str, Any], given: argparse.Namespace) -> Iterator[Row]:
+    for what in ("grid", "room", "queue", "/v1/assets"):
+        yield at_most(f"{what}, p95 among {given.assets}", percentile(many[what], 0.95), PAGE_MS, "ms")
+        median, peer = percentile(many[what], 0.5), percentile(few[what], 0.5)
+        yield grows(f"{what}, median among {given.assets}", median, f"among {given.few}", peer, GROWTH, "ms")
+    for what in ("next", "approve"):
+        if what in many:
+            yield at_most(f"{what}: key press to the next picture, p95", percentile(many[what], 0.95), KEY_MS, "ms")
+    yield at_most(f"similar among {given.assets}, p95", percentile(many["similar"], 0.95), SEARCH_MS, "ms")
+    exact = percentile(many["exact"], 0.5)
+    yield Row(
+        "similar, median", percentile(many["similar"], 0.5), "ms", "below the exact answer's",
+        percentile(many["similar"], 0.5) < exact, "exact answer", exact,
+    )  # fmt: skip
+    yield at_least(f"similar, recall@{NEIGHBOURS}", many["recall"], RECALL, "share", "exact answer")
+
+
+def _measured(home: Path, count: int, *, keys: bool) -> dict[str, Any]:
+    """Milliseconds by what was asked for, and the share of neighbours that were found."""
+    os.environ["ONMODEL_HOME"] = str(home)
+    settings = load_settings()
+    began = time.monotonic()
+    with open_store(settings) as store:
+        many_assets.seed(store, count, engine(settings).encoder)
+    print(f"{count} assets are there after {time.monotonic() - began:.0f} s", file=sys.stderr)
+    told: dict[str, Any] = {}
+    with _served(settings) as (address, link):
+        with httpx.Client(base_url=address, timeout=60) as client:
+            signed_in = client.post("/v1/sessions", json={"link": link.rpartition("#")[2]})
+            signed_in.raise_for_status()
+            told |= {what: _timed(client, what, draw) for what, draw in _walks(settings, count).items()}
+        if keys:
+            told |= _pressed(address, _link(settings, address))
+    return told | _searched(settings)
+
+
+# ---------------------------------------------------------------------------- pages
+
+
+def _walks(settings: Settings, count: int) -> dict[str, Callable[[], str]]:
+    """Addresses to draw, by what they are of."""
+    rng = random.Random(3)
+    with open_store(settings) as store, store.database.transaction() as session:
+        ids = session.scalars(select(Asset.id).order_by(func.md5(Asset.shot + Asset.job_key)).limit(1000)).all()
+        places = session.execute(select(Asset.made_at, Asset.id).where(Asset.id.in_(ids[:200]))).all()
+    campaigns = -(-count // many_assets.CAMPAIGN)
+
+    def filters() -> dict[str, str]:
+        b = rng.randrange(many_assets.BRANDS)
+        words = rng.sample(many_assets.WORDS, 2)
+        return rng.choice(
+            [
+                {},
+                {"brand": f"brand-{b}"},
+                {"brand": f"brand-{b}", "review": rng.choice(["in review", "approved", "rejected"])},
+                {"character": f"hero-{b}-{rng.randrange(many_assets.CHARACTERS_A_BRAND)}"},
+                {"campaign": f"campaign-{rng.randrange(campaigns):04d}"},
+                {"review": "approved", "availability": "released"},
+                {"stage": "legal"},
+                {"outcome": "fail"},
+                {"check": "identity", "outcome": "warn"},
+                {"text": words[0]},
+                {"text": " ".join(words)},
+                {"text": f"hero {words[0][:4]}", "review": "in review"},
+                {"since": places[0].made_at.date().isoformat()},
+                {"until": places[1].made_at.date().isoformat(), "brand": f"brand-{b}"},
+            ]
+        )
+
+    def listed() -> dict[str, str]:
+        place = rng.choice(places)
+        deep = {"after": f"{place.made_at.isoformat()}|{place.id}"} if rng.random() < 0.3 else {}
+        return {**filters(), **deep}
+
+    return {
+        "grid": lambda: f"/assets?{httpx.QueryParams(listed())}",
+        "room": lambda: (
+            f"/assets/{rng.choice(ids)}?{httpx.QueryParams(filters() if rng.random() < 0.7 else {'from': 'queue'})}"
+        ),
+        "queue": lambda: "/",
+        "/v1/assets": lambda: f"/v1/assets?{httpx.QueryParams(listed())}",
+    }
+
+
+def _timed(client: httpx.Client, what: str, draw: Callable[[], str]) -> list[float]:
+    times: list[tuple[float, str]] = []
+    for _ in range(WARM_UP + PAGES):
+        address = draw()
+        began = time.perf_counter()
+        answer = client.get(address)
+        took = time.perf_counter() - began
+        answer.raise_for_status()
+        times.append((took * 1000, address))
+        time.sleep(max(0.0, 1 / A_SECOND - took))
+    slowest = max(times[WARM_UP:])
+    print(f"{what}: slowest {slowest[0]:.0f} ms, {slowest[1]}", file=sys.stderr)
+    return [took for took, _ in times[WARM_UP:]]
+
+
+# ---------------------------------------------------------------------------- keys
+
+
+def _pressed(address: str, link: str) -> dict[str, list[float]]:
+    """Milliseconds from a key to the next picture, in Chromium; nothing where there is none, which is told."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("There is no Chromium to press keys in: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    told: dict[str, list[float]] = {}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.add_init_script(CLOCK)
+        page.goto(link)
+        page.wait_for_url(f"{address}/")
+        page.locator(".frame").first.click()
+        for what, key in (("next", "j"), ("approve", "a")):
+            page.evaluate("sessionStorage.removeItem('times')")
+            for n in range(KEYS + 1):
+                _await(page, "document.querySelector('[data-picture]')?.naturalWidth > 0")
+                page.wait_for_timeout(400)  # a person looks, too
+                page.keyboard.press(key)
+                _await(page, f"JSON.parse(sessionStorage.getItem('times') ?? '[]').length === {n + 1}")
+            told[what] = page.evaluate("JSON.parse(sessionStorage.getItem('times'))")[1:]
+        browser.close()
+    return told
+
+
+def _await(page: Any, what: str) -> None:
+    """Asked from outside: the pages' security policy forbids a condition that is given as text."""
+    give_up_at = time.monotonic() + 15
+    while not page.evaluate(what):
+        if time.monotonic() > give_up_at:
+            raise SystemExit(f"The page never came to this: {what}")
+        page.wait_for_timeout(10)
+
+
+# ---------------------------------------------------------------------------- likeness
+
+
+def _searched(settings: Settings) -> dict[str, Any]:
+    """Through the index, and exactly, for the same pictures."""
+    times: dict[str, list[float]] = {"similar": [], "exact": []}
+    found = 0
+    with open_store(settings) as store:
+        with store.database.transaction() as session:
+            ids = session.scalars(select(Asset.id).order_by(func.md5(Asset.job_key)).limit(SEARCHES)).all()
+        for id_ in ids:
+            answers = []
+            for what in ("similar", "exact"):
+                with store.database.transaction() as session:
+                    asset = session.get_one(Asset, id_)
+                    asset.versions  # noqa: B018  # what a page has at hand
+                    began = time.perf_counter()
+                    near = similar.like_asset(session, asset, Filters(), NEIGHBOURS, exact=what == "exact")
+                    times[what].append((time.perf_counter() - began) * 1000)
+                answers.append({n.tile.id for n in near})
+            found += len(answers[0] & answers[1])
+    return {**times, "recall": found / (NEIGHBOURS * len(ids))}
+
+
+# ---------------------------------------------------------------------------- serving
+
+
+@contextmanager
+def _served(settings: Settings) -> Iterator[tuple[str, str]]:
+    """`onmodel up` as a process of its own: its address and the link that it printed."""
+    command = [
+        sys.executable,
+        "-c",
+        "from studio.cli.app import run; run()",
+        "up",
+        "--port",
+        "0",
+        "--no-worker",
+        "--no-prefect",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "400", "NO_COLOR": "1"}
+    )
+    try:
+        assert process.stdout is not None
+        printed = ""
+        while "sign-in#" not in printed and (line := process.stdout.readline()):
+            printed += line
+        found = re.search(r"(http://[\d.:]+)/sign-in#\S+", printed)
+        if found is None:
+            raise SystemExit(f"onmodel up printed no link: {printed}")
+        yield found[1], found[0]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _link(settings: Settings, address: str) -> str:
+    from flows.wiring import os_user
+    from studio.api.serving import link_for
+
+    with open_store(settings) as store, store.database.transaction() as session:
+        return link_for(session, os_user(), address)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

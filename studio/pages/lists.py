@@ -1,0 +1,103 @@
+"""What lists of assets share: the filters of an address, whose queue it is, and tiles as cards."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from asset_store.errors import NotSignedIn
+from asset_store.people.permissions import Action, Principal
+from asset_store.reviewing.grid import Filters, Tile
+from asset_store.reviewing.queue import queue_of
+from asset_store.reviewing.states import Availability, ReviewState
+from asset_store.tables import Asset, Brand, Campaign, Character, CheckOutcome
+from studio.api.callers import StoreDep, caller
+
+PAGE = 60
+QUEUE = "queue"
+FILTERS = ("text", "brand", "campaign", "character", "review", "availability", "stage", "person", "check", "outcome", "since",
+           "until")  # fmt: skip
+MOST_NAMES = 200
+
+
+class ToSignIn(Exception):
+    """Nobody is signed in: a page sends them to where that is done."""
+
+
+def visitor(request: Request, store: StoreDep) -> Principal:
+    """Who looks at a page. ToSignIn."""
+    try:
+        return caller(request, store)
+    except NotSignedIn:
+        raise ToSignIn from None
+
+
+def queued(
+    session: Session, who: Principal, limit: int, after: Asset | None = None, *, backwards: bool = False
+) -> Sequence[uuid.UUID]:
+    """Ids of the caller's queue, the doubtful and then the due first; `after` and `backwards` as in queue_of."""
+    deciding = who.brands(Action.DECIDE)
+    brands = session.scalars(select(Brand.id)).all() if deciding is None else deciding
+    return queue_of(session, who.actor, {b: who.stages(b) for b in brands}, limit, after, backwards=backwards)
+
+
+def read_filters(given: Mapping[str, str], who: Principal) -> tuple[Filters, list[str]]:
+    """The filters of an address, and a sentence for each that cannot be read and is left out."""
+    told: list[str] = []
+    read: dict[str, Any] = {}
+    kinds: dict[str, Any] = {"review": ReviewState, "availability": Availability, "outcome": CheckOutcome,
+                             "since": _moment, "until": _moment}  # fmt: skip
+    for name in FILTERS:
+        if value := given.get(name, "").strip():
+            try:
+                read[name] = kinds[name](value) if name in kinds else value
+            except ValueError:
+                told.append(f"{name}: {value[:40]} is none that there is")
+    if read.get("person") == "me":
+        read["person"] = who.actor
+    return Filters(within=who.brands(Action.VIEW), **read), told
+
+
+def card(tile: Tile, address: str) -> dict[str, Any]:
+    """A tile as the card template reads it; address: the list that it stands in, which the room goes on through."""
+    return {
+        "id": str(tile.id), "href": f"/assets/{tile.id}" + (f"?{address}" if address else ""), "shot": tile.shot,
+        "variant": tile.variant + 1, "campaign": tile.campaign, "brand": tile.brand, "review": tile.review.value,
+        "availability": tile.availability.value, "waits_at": tile.waits_at,
+        "due": tile.due_at.isoformat(timespec="minutes") if tile.due_at else "", "row_version": tile.row_version,
+        "late": tile.due_at is not None and tile.due_at < datetime.now(UTC), "bad": tile.doubts, "sha256": tile.sha256 or "",
+        "thumbnail": f"/v1/assets/{tile.id}/thumbnails/{tile.sha256}" if tile.sha256 else "",
+    }  # fmt: skip
+
+
+def names(session: Session, who: Principal) -> dict[str, list[str]]:
+    """What filters offer: the brands, the newest campaigns, and the characters that the caller may see."""
+    within = who.brands(Action.VIEW)
+    brands = select(Brand.name).order_by(Brand.name).limit(MOST_NAMES)
+    campaigns = select(Campaign.name).order_by(Campaign.made_at.desc()).limit(MOST_NAMES)
+    characters = select(Character.name).distinct().order_by(Character.name).limit(MOST_NAMES)
+    if within is not None:
+        brands = brands.where(Brand.id.in_(within))
+        campaigns = campaigns.where(Campaign.brand_id.in_(within))
+        characters = characters.where(Character.brand_id.in_(within))
+    return {
+        "brand": list(session.scalars(brands)), "campaign": sorted(set(session.scalars(campaigns))),
+        "character": list(session.scalars(characters)),
+    }  # fmt: skip
+
+
+def able(who: Principal, action: Action) -> bool:
+    """Whether there is a brand that they may do this for."""
+    brands = who.brands(action)
+    return brands is None or len(brands) > 0
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

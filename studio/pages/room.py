@@ -1,0 +1,101 @@
+"""The review room: one picture beside its references, with all that a decision needs, and the way to the next."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from asset_store.keyset import mark_of
+from asset_store.people.permissions import Action, Principal
+from asset_store.reviewing import assigning, grid
+from asset_store.reviewing.comments import remarks_of
+from asset_store.reviewing.policy import policy_of
+from asset_store.reviewing.queue import DOUBT
+from asset_store.reviewing.retaking import came_to_nothing
+from asset_store.reviewing.states import ReviewState
+from asset_store.tables import Asset, AssetVersion, LineageRecord
+from studio.api.answers import AssetOut, CommentOut
+from studio.api.callers import StoreDep, need, own_stages
+from studio.pages import lists
+from studio.pages.rendering import page
+from studio.pages.versions import changed_settings
+
+AHEAD = 3  # of the pictures that follow, so many are fetched before they are asked for
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+@router.get("/assets/{asset_id}")
+def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Response:
+    who = lists.visitor(request, store)
+    within = dict(request.query_params)
+    with store.database.transaction() as session:
+        asset = _whole(session, asset_id, who)
+        records = select(LineageRecord).where(LineageRecord.version_id.in_([v.id for v in asset.versions]))
+        record = {r.version_id: r.record for r in session.scalars(records)}
+        shown = record.get(asset.current.id, {}) if asset.current else {}
+        tile = grid.tiles_of(session, [asset.id])[0]
+        return page(
+            request, "room.html", who, asset=AssetOut.of(asset).model_dump(mode="json"), card=lists.card(tile, ""),
+            checks=sorted(asset.current.checks if asset.current else [], key=lambda c: (DOUBT[c.outcome], c.seq)),
+            references=[r for r in shown.get("references", []) if r.get("sha256")], settings=shown.get("settings", {}),
+            models=shown.get("models", []), versions=_versions(asset, record),
+            comments=[CommentOut.of(r).model_dump(mode="json") for r in remarks_of(session, asset.id)],
+            asked=assigning.assignments_of(session, asset.id), stages=policy_of(asset.campaign).rounds,
+            decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
+            lost=asset.review is ReviewState.DRAFT and asset.current is not None and came_to_nothing(session, asset),
+            mine=own_stages(asset, who), may={a.value: who.may(a, asset.brand_id) for a in Action},
+            around=_around(session, asset, within, who),
+        )  # fmt: skip
+
+
+def _whole(session: Session, asset_id: uuid.UUID, who: Principal) -> Asset:
+    """The asset with all that hangs on its versions, if they may see it. NotFound."""
+    versions = selectinload(Asset.versions)
+    parts = versions.selectinload(AssetVersion.checks), versions.selectinload(AssetVersion.decisions)
+    asset = session.get(Asset, asset_id, options=parts)
+    need(who, Action.VIEW, None if asset is None else asset.brand_id, "asset", asset_id)
+    assert asset is not None
+    return asset
+
+
+def _around(session: Session, asset: Asset, within: Mapping[str, str], who: Principal) -> dict[str, Any]:
+    """The assets before and after this one in the list that it was opened from."""
+    if within.get("from") == lists.QUEUE:
+        later = grid.tiles_of(session, lists.queued(session, who, AHEAD, asset))
+        before = grid.tiles_of(session, lists.queued(session, who, 1, asset, backwards=True))
+    else:
+        filters, _ = lists.read_filters(within, who)
+        place = mark_of(asset.made_at, asset.id)
+        later = grid.tiles(session, filters, place, AHEAD).tiles
+        before = grid.tiles(session, filters, place, 1, backwards=True).tiles
+    address = urlencode(within)
+    return {
+        "next": lists.card(later[0], address)["href"] if later else None,
+        "previous": lists.card(before[0], address)["href"] if before else None,
+        "ahead": [lists.card(tile, address)["href"] for tile in later],
+        "pictures": [_picture(tile.id, tile.sha256) for tile in later if tile.sha256],
+    }
+
+
+def _picture(asset_id: uuid.UUID, sha256: str) -> str:
+    return f"/v1/assets/{asset_id}/pictures/{sha256}"
+
+
+def _versions(asset: Asset, record: Mapping[uuid.UUID, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The stack, the newest first, each with what changed since the one before."""
+    told: list[dict[str, Any]] = []
+    before: Mapping[str, Any] | None = None
+    for version in asset.versions:
+        settings = record.get(version.id, {}).get("settings", {})
+        changes = [] if before is None else changed_settings(before, settings)
+        picture = _picture(asset.id, version.sha256)
+        told.append({"number": version.number, "picture": picture, "made_at": version.made_at, "changes": changes})
+        before = settings
+    return told[::-1]
