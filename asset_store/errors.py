@@ -31,6 +31,8 @@
     │   ├── KeyReused               key
     │   ├── AccountRefused
     │   ├── NotSignedIn
+    │   ├── SignInRefused
+    │   ├── ProviderUnreachable     why
     │   ├── ShareRefused
     │   ├── SubscriptionRefused
     │   ├── PasswordWrong
@@ -339,6 +341,21 @@ class AccountRefused(StoreError):
 
 class NotSignedIn(StoreError):
     """Nobody is known by this link, session or key, or nobody any more."""
+
+
+class SignInRefused(StoreError):
+    """Somebody whom the company's sign-in knows, and who is let in here by nothing that it says of them."""
+
+
+class ProviderUnreachable(StoreError):
+    """The company's sign-in cannot be used now: no answer, or one that makes no sense. `why` is for who runs Onmodel."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(
+            "the company's sign-in cannot be used now",
+            "Try again in a moment, or ask an admin for a link that signs you in.",
+        )
 
 
 class ShareRefused(StoreError):

@@ -5,11 +5,14 @@ No secret has a default. S3 credentials come from boto3's own chain (AWS_ACCESS_
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -74,6 +77,64 @@ class TellingSettings(BaseModel, frozen=True, extra="forbid"):
     allow_private: bool = Field(False, description="tell web hooks at private addresses, too, and without TLS")
 
 
+class OidcSettings(BaseModel, frozen=True, extra="forbid"):
+    """The company's OpenID Connect provider; without an issuer people sign in by links alone."""
+
+    issuer: str | None = Field(None, description="the provider's address, exactly as its discovery document names it")
+    client_id: str | None = None
+    client_secret: SecretStr | None = Field(None, description="none for a public client")
+    name: str = Field("your company", min_length=1, max_length=60, description='behind "Sign in with"')
+    scopes: str = "openid email profile"
+    admit: str = Field("", description="e-mail domains, by commas, whose people are added when they first sign in")
+
+    @property
+    def domains(self) -> frozenset[str]:
+        return frozenset(re.split(r"[\s,]+", self.admit.strip().lower())) - {""}
+
+    @field_validator("issuer")
+    @classmethod
+    def _is_an_issuer(cls, issuer: str | None) -> str | None:
+        """Discovery 1.0, section 3: https, neither query nor fragment; http only where nobody else can listen."""
+        if not issuer:
+            return None
+        parts = urlsplit(issuer)
+        if not is_protected(issuer) or parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("is https://…, without query or fragment; http only on the loopback interface")
+        return issuer
+
+    @field_validator("client_secret")
+    @classmethod
+    def _is_a_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        return secret if secret is not None and secret.get_secret_value() else None
+
+    @field_validator("scopes")
+    @classmethod
+    def _has_openid(cls, scopes: str) -> str:
+        if "openid" not in scopes.split():
+            raise ValueError("has openid among them")
+        return " ".join(scopes.split())
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.issuer and not self.client_id:
+            raise ValueError("an issuer needs a client_id")
+        if not all(re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", domain) for domain in self.domains):
+            raise ValueError("admit names e-mail domains such as lumen.example")
+        return self
+
+
+def is_protected(url: str) -> bool:
+    """Whether nobody on the way reads or changes what is sent there: TLS, or the loopback interface."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "http":
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+    return parts.scheme == "https" and bool(host)
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ONMODEL_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
@@ -86,6 +147,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings(library=None, brief=None)
     smtp: SmtpSettings = SmtpSettings(port=587)
     telling: TellingSettings = TellingSettings(address="", allow_private=False)
+    oidc: OidcSettings = OidcSettings(issuer=None)
 
     @property
     def blobs_url(self) -> str:

@@ -21,4 +21,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for name in [n for n in os.environ if n.startswith("ONMODEL_")]:
     del os.environ[name]
 
-pytest_plugins = ["tests.s3_server", "tests.database", "tests.prefect_server", "tests.studio_home"]
+pytest_plugins = [
+    "tests.s3_server",
+    "tests.database",
+    "tests.prefect_server",
+    "tests.studio_home",
+    "tests.oidc_provider",
+]

@@ -69,6 +69,16 @@ def enable(session: Session, handle: str, by: str) -> Person:
     return person
 
 
+def unlink(session: Session, handle: str, by: str) -> Person:
+    """Forget which account of the company's sign-in somebody is; their next one by e-mail is linked again."""
+    person = get_person(session, handle)
+    if person.subject is not None:
+        was, person.subject = person.subject, None
+        session.flush()
+        audit.record(session, by, "unlink person", f"person {person.id}", {"handle": person.handle, "subject": was})
+    return person
+
+
 def grant(
     session: Session, handle: str, role: Role, by: str, brand: str | None = None, stage: str | None = None
 ) -> Grant:

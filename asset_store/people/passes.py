@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -57,15 +57,15 @@ def use_link(session: Session, token: str) -> str:
     return begin_session(session, link.person_id)
 
 
-def begin_session(session: Session, person_id: uuid.UUID) -> str:
-    """The token of a new browser session, for the cookie."""
+def begin_session(session: Session, person_id: uuid.UUID, how: Mapping[str, str] | None = None) -> str:
+    """The token of a new browser session, for the cookie; `how` is what the audit says of it besides."""
     now, token = datetime.now(UTC), new_token()
     row = BrowserSession(sha256=hash_of(token), person_id=person_id, expires_at=now + SESSION_FOR, seen_at=now)
     session.add(row)
     session.flush()
     if row.person.disabled_at is not None:
         raise NotSignedIn(f"{row.person.handle} may sign in no more", "Ask an admin.")
-    audit.record(session, row.person.handle, "sign in", f"person {person_id}")
+    audit.record(session, row.person.handle, "sign in", f"person {person_id}", how)
     return token
 
 

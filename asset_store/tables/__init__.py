@@ -42,6 +42,7 @@ from asset_store.tables.people import (
     Role,
     SavedFilter,
     ShareLink,
+    SignInAttempt,
     SignInLink,
 )
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
@@ -93,6 +94,7 @@ __all__ = [
     "Role",
     "SavedFilter",
     "ShareLink",
+    "SignInAttempt",
     "SignInLink",
     "Subscription",
     "TrainedModel",

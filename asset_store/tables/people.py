@@ -82,6 +82,19 @@ class SignInLink(Base):
     made_at: Mapped[Made]
 
 
+class SignInAttempt(Base):
+    """A browser on its way to the company's sign-in and back, known by the hashes of what the provider hands back and of what
+    the browser alone holds."""
+
+    __tablename__ = "sign_in_attempts"
+    sha256: Mapped[Sha256] = mapped_column(primary_key=True)  # of the state
+    browser_sha256: Mapped[Sha256]
+    next_path: Mapped[str]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    used_at: Mapped[datetime | None]
+    made_at: Mapped[Made]
+
+
 class BrowserSession(Base):
     """A browser that is signed in, known by the hash of its cookie."""
 

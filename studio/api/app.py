@@ -23,6 +23,7 @@ from studio.api import (
     shares,
     subscriptions,
 )
+from studio.api.company import Provider
 from studio.api.limits import Limiter, Rate
 from studio.pages import routes as pages
 
@@ -59,6 +60,7 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
     )
     app.state.store = store
     app.state.callers, app.state.sign_ins = Limiter(calls), Limiter(sign_ins)
+    app.state.provider = Provider(store.settings.oidc) if store.settings.oidc.issuer else None
     problems.install(app)
     app.middleware("http")(_guarded)
     refusals = {s: {"content": {problems.MEDIA_TYPE: {}}, "description": told} for s, told in REFUSALS.items()}

@@ -23,6 +23,7 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.NotSignedIn: 401,
     errors.Forbidden: 403,
     errors.PasswordWrong: 403,
+    errors.SignInRefused: 403,
     errors.FourEyes: 403,
     errors.NotFound: 404,
     errors.Ambiguous: 409,
@@ -55,6 +56,7 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.DatabaseTooNew: 503,
     errors.VectorMissing: 503,
     errors.DeliveryFailed: 503,
+    errors.ProviderUnreachable: 503,
     errors.SettingsInvalid: 503,
 }
 
@@ -84,6 +86,7 @@ def _told(request: Request, body: dict[str, Any], headers: dict[str, str] | None
     if page is None or request.url.path.startswith(("/v1/", "/static/")):
         return answer(body, headers)
     shown: Response = page(request, body)
+    shown.headers.update(headers or {})
     return shown
 
 

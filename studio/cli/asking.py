@@ -252,10 +252,28 @@ def _prefect() -> str:
     return f"server at {httpx.URL(address).copy_with(userinfo=b'')}"
 
 
+def _sign_in() -> str:
+    from asset_store.errors import ProviderUnreachable, SettingsInvalid
+    from flows.settings import load_settings
+
+    oidc = load_settings().oidc
+    if oidc.issuer is None:
+        return "by links alone; docs/people.md says how to sign in with a company's provider"
+    from studio.api.company import Provider
+
+    try:
+        Provider(oidc).about()
+    except ProviderUnreachable as error:
+        told = "Check ONMODEL_OIDC__ISSUER, and that it can be reached from here."
+        raise SettingsInvalid(f"{oidc.issuer} cannot be used: {error.why}", told) from None
+    return f"by links, and with {oidc.name} at {oidc.issuer}"
+
+
 _PARTS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("home", _home),
     ("database", _database),
     ("blobs", _blobs),
     ("engine", _engine),
     ("prefect", _prefect),
+    ("sign-in", _sign_in),
 )

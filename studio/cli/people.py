@@ -130,6 +130,19 @@ def people_disable(
         emit(answer) if json else out.print(f"{plain(person.handle)} may sign in {'again' if undo else 'no more'}")
 
 
+@people_app.command("unlink")
+def people_unlink(handle: Handle, by: By = None, json: Json = False) -> None:
+    """Forget which account of the company's sign-in somebody is; the next one with their e-mail address is linked."""
+    with speaking():
+        from asset_store.people import accounts
+        from flows.wiring import open_store, os_user
+
+        with open_store() as store, store.database.transaction() as session:
+            person = accounts.unlink(session, handle, by or os_user())
+        answer = {"handle": person.handle, "linked": False}
+        emit(answer) if json else out.print(f"{plain(person.handle)} is linked to no account")
+
+
 @people_app.command("link")
 def people_link(
     handle: Handle,

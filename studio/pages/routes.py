@@ -1,4 +1,4 @@
-"""Pages: sign-in, my queue, the grid, campaigns, the library; the room, settings and shared pages have files of their own."""
+"""Pages: my queue, the grid, campaigns, the library; signing in, the room, settings and shared pages have files of their own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.staticfiles import StaticFiles
 
 from asset_store.people import saved
+from asset_store.people.company import local_path
 from asset_store.people.permissions import Action, Principal
 from asset_store.repositories.catalogue import characters, look_through
 from asset_store.reviewing import grid, similar
@@ -23,7 +24,7 @@ from studio.api.callers import StoreDep
 from studio.api.campaigns import get_campaigns
 from studio.api.changing import seen_asset, seen_reference
 from studio.api.references import ReferenceOut
-from studio.pages import lists, room, shared
+from studio.pages import lists, room, shared, signing_in
 from studio.pages.rendering import HERE, page
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -32,16 +33,17 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def install(app: FastAPI) -> None:
     """Serve the pages and their files beside the API."""
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    for part in (router, room.router, shared.router):
+    for part in (router, room.router, shared.router, signing_in.router):
         app.include_router(part)
     app.state.problem_page = lambda request, problem: page(request, "problem.html", None, problem=problem)
-    app.add_exception_handler(lists.ToSignIn, lambda request, error: RedirectResponse("/sign-in", 303))
+    app.add_exception_handler(lists.ToSignIn, _to_sign_in)
 
 
-@router.get("/sign-in")
-def sign_in_page(request: Request) -> Response:
-    """Its script takes the token from behind the #, which no server sees."""
-    return page(request, "sign_in.html", None)
+def _to_sign_in(request: Request, error: Exception) -> Response:
+    """The company's sign-in goes on to the page that was asked for."""
+    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    where = "/sign-in" if request.app.state.provider is None else f"/sign-in?{urlencode({'next': local_path(asked)})}"
+    return RedirectResponse(where, 303)
 
 
 @router.get("/")
