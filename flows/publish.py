@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from sqlalchemy import select
 
-from asset_store import releasing
-from asset_store.deliveries import open_place, renditions
 from asset_store.errors import BlobStoreUnreachable, DatabaseUnreachable, DeliveryFailed, StoreError
-from asset_store.releasing import NewDelivery
-from asset_store.tables import Asset, LineageRecord
+from asset_store.tables import Asset
+from flows.delivering import deliver
 from flows.progress import report
 from flows.wiring import open_store
 
@@ -46,28 +42,8 @@ async def release_asset(asset_id: uuid.UUID, to: str, by: str, channel: str) -> 
 
 
 def _release(asset_id: uuid.UUID, to: str, by: str, channel: str) -> dict[str, Any]:
-    today = datetime.now(UTC).date()
     with open_store() as store:
-        with store.database.transaction() as session:
-            version = releasing.prepare(session, asset_id, by, today)
-            asset = session.get_one(Asset, asset_id)
-            name = _file_name(asset, version.number)
-            record = session.scalars(select(LineageRecord.record).where(LineageRecord.version_id == version.id)).one()
-        place = open_place(to, endpoint_url=store.settings.s3.endpoint_url, region=store.settings.s3.region)
-        deliveries = []
-        for rendition in renditions(store.blobs.get(version.sha256), record):
-            address = place.write(name + rendition.suffix, rendition.data, rendition.content_type)
-            deliveries.append(NewDelivery(channel, address, rendition.kind, rendition.sha256))
-        with store.database.transaction() as session:
-            releasing.finish(session, asset_id, deliveries, by, today)
-    return {"asset": str(asset_id), "files": [d.address for d in deliveries]}
-
-
-def _file_name(asset: Asset, number: int) -> str:
-    """brand/campaign/shot-variant-version-id: readable, safe on every file system, never two assets' name."""
-    parts = (asset.campaign.brand.name, asset.campaign.name)
-    folder = "/".join(re.sub(r"[^a-z0-9-]", "-", p) for p in parts)
-    return f"{folder}/{asset.shot}-{asset.variant + 1:03d}-v{number}-{str(asset.id)[:8]}"
+        return {"asset": str(asset_id), "files": [d.address for d in deliver(store, asset_id, to, by, channel)]}
 
 
 def approved_assets(campaign: str | None) -> Sequence[uuid.UUID]:

@@ -135,6 +135,12 @@ def is_protected(url: str) -> bool:
     return parts.scheme == "https" and bool(host)
 
 
+class DeliverySettings(BaseModel, frozen=True, extra="forbid"):
+    places: dict[str, str] = Field(
+        {}, description="where /v1 and the pages may release to, by name: s3://… or a folder"
+    )
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ONMODEL_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
@@ -146,6 +152,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     schedule: ScheduleSettings = ScheduleSettings(library=None, brief=None)
     smtp: SmtpSettings = SmtpSettings(port=587)
+    delivery: DeliverySettings = DeliverySettings(places={})
     telling: TellingSettings = TellingSettings(address="", allow_private=False)
     oidc: OidcSettings = OidcSettings(issuer=None)
 

@@ -1,6 +1,7 @@
 """Automatic tests of a new picture, before a person looks at it."""
 
 from asset_store.checks.picture import (
+    NAMES,
     POLICY_VERSION,
     CheckPolicy,
     check_blank,
@@ -12,6 +13,7 @@ from asset_store.checks.picture import (
 )
 
 __all__ = [
+    "NAMES",
     "POLICY_VERSION",
     "CheckPolicy",
     "check_blank",

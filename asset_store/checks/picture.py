@@ -14,6 +14,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from asset_store.reviewing.decide import CheckResult
 from asset_store.tables import CheckOutcome
 
+NAMES = ("decodes", "not blank", "palette", "not a duplicate", "identity")
 POLICY_VERSION = "1"
 
 

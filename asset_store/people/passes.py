@@ -90,6 +90,21 @@ def end_session(session: Session, token: str) -> None:
         audit.record(session, row.person.handle, "sign out", f"person {row.person_id}")
 
 
+def end_other_sessions(session: Session, person_id: uuid.UUID, but: str) -> int:
+    """Sign a person out in all browsers but the one with this token; how many those were."""
+    now, others = datetime.now(UTC), BrowserSession.sha256 != hash_of(but)
+    open_ = select(BrowserSession).where(BrowserSession.person_id == person_id, others)
+    ended = session.scalars(open_.where(BrowserSession.ended_at.is_(None), BrowserSession.expires_at > now)).all()
+    for row in ended:
+        row.ended_at = now
+    if ended:
+        session.flush()
+        audit.record(
+            session, ended[0].person.handle, "sign out elsewhere", f"person {person_id}", {"sessions": len(ended)}
+        )
+    return len(ended)
+
+
 def make_key(
     session: Session, owner: str, name: str, scopes: Collection[Action], lasts: timedelta, by: str, brand: str | None = None
 ) -> tuple[ApiKey, str]:  # fmt: skip

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing.comments import Remark
+from asset_store.reviewing.grid import Counts
 from asset_store.tables import ApiKey, Asset, AssetVersion, Assignment, AuditRow, Check, Person, Proposal, Role
 
 
@@ -84,13 +85,24 @@ class AssetOut(Answer):
         )  # fmt: skip
 
 
+class CountsOut(Answer):
+    """Of the newest 1000 assets that pass the filters, how many are in each review state; `more`: there are others behind those."""
+
+    by_state: dict[str, int]
+    more: bool
+
+    @classmethod
+    def of(cls, counts: Counts) -> CountsOut:
+        return cls(by_state=counts.by_state, more=counts.more)
+
+
 class AssetPage(Answer):
-    """`next_after`: the `after` of the next page; null at the end. `counts`: assets by review state, of the same filters; they are
-    counted up to 1000, and 1001 says that there are more."""
+    """`next_after`: the `after` of the next page; null at the end. `counts`: where they are asked for, whatever the page's review
+    state."""
 
     assets: list[AssetOut]
     next_after: str | None
-    counts: dict[str, int]
+    counts: CountsOut | None = None
 
 
 class DecisionOut(Answer):
@@ -194,6 +206,18 @@ class PersonOut(Answer):
 
 class PeopleOut(Answer):
     people: list[PersonOut]
+
+
+class LinkOut(Answer):
+    """Where somebody signs in with it; the token stands behind the #, which no server sees."""
+
+    address: str
+
+
+class EndedOut(Answer):
+    """How many sessions were ended."""
+
+    ended: int
 
 
 class KeyOut(Answer):

@@ -18,7 +18,7 @@ from asset_store.reviewing import grid
 from asset_store.reviewing.policy import choose_stage
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Asset, CheckOutcome, Verdict
-from studio.api.answers import AssetOut, AssetPage, DecisionOut, DecisionsOut
+from studio.api.answers import AssetOut, AssetPage, CountsOut, DecisionOut, DecisionsOut
 from studio.api.callers import Idempotency, StoreDep, Who, own_stages
 from studio.api.changing import ChangeDep, current_asset, seen_asset
 from studio.api.once import answered, tag
@@ -66,7 +66,7 @@ def find_assets(
     review: ReviewState | None = None, availability: Availability | None = None, stage: Line = None,
     person: Annotated[str | None, Query(max_length=254, description="Who is asked to decide; `me` is the caller.")] = None,
     check: Line = None, outcome: CheckOutcome | None = None, since: datetime | None = None,
-    until: datetime | None = None, text: Line = None, after: Line = None,
+    until: datetime | None = None, text: Line = None, after: Line = None, counts: bool = False,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> AssetPage:  # fmt: skip
     """Assets of the brands that the caller may see, the newest first. Give `next_after` as `after` for the next page."""
@@ -76,8 +76,8 @@ def find_assets(
     )  # fmt: skip
     with store.database.transaction() as session:
         page = grid.page(session, filters, after, limit)
-        counts = grid.counts(session, filters)
-        return AssetPage(assets=[AssetOut.of(a) for a in page.assets], next_after=page.next_after, counts=counts)
+        counted = CountsOut.of(grid.counts(session, filters)) if counts else None
+        return AssetPage(assets=[AssetOut.of(a) for a in page.assets], next_after=page.next_after, counts=counted)
 
 
 @router.get("/assets/{asset_id}")

@@ -17,8 +17,10 @@ from asset_store.tables import AuditRow, Brand, Role
 from studio.api.answers import (
     AuditPage,
     AuditRowOut,
+    EndedOut,
     KeyOut,
     KeysOut,
+    LinkOut,
     MeOut,
     PeopleOut,
     PersonOut,
@@ -79,6 +81,13 @@ def sign_out(who: Who, store: StoreDep, request: Request, response: Response) ->
     response.delete_cookie(COOKIE)
 
 
+@router.delete("/sessions")
+def sign_out_elsewhere(who: Who, store: StoreDep, request: Request) -> EndedOut:
+    """End all other sessions of the caller."""
+    with store.database.transaction() as session:
+        return EndedOut(ended=passes.end_other_sessions(session, who.person_id, request.cookies.get(COOKIE, "")))
+
+
 @router.get("/me")
 def me(who: Who, store: StoreDep, request: Request) -> MeOut:
     """Who is asking, and what they may do where."""
@@ -129,6 +138,14 @@ def revoke(
     with store.database.transaction() as session:
         accounts.revoke(session, handle, role, who.actor, brand, stage)
         return PersonOut.of(accounts.get_person(session, handle), _brands(session))
+
+
+@router.post("/people/{handle}/links", status_code=201)
+def make_link(handle: str, who: Admin, store: StoreDep, request: Request) -> LinkOut:
+    """A link that signs somebody in, once, within 15 minutes. It is in this answer alone, so this is not answered twice."""
+    with store.database.transaction() as session:
+        token = passes.make_link(session, handle, who.actor)
+    return LinkOut(address=f"{str(request.base_url).rstrip('/')}/sign-in#{token}")
 
 
 @router.put("/people/{handle}/disabled")

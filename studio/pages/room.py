@@ -51,7 +51,7 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
             decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
             lost=asset.review is ReviewState.DRAFT and asset.current is not None and came_to_nothing(session, asset),
             mine=own_stages(asset, who), may={a.value: who.may(a, asset.brand_id) for a in Action},
-            around=_around(session, asset, within, who),
+            places=sorted(store.settings.delivery.places), around=_around(session, asset, within, who),
         )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.staticfiles import StaticFiles
 
+from asset_store import checks
 from asset_store.people import saved
 from asset_store.people.company import local_path
 from asset_store.people.permissions import Action, Principal
@@ -24,16 +24,16 @@ from studio.api.callers import StoreDep
 from studio.api.campaigns import get_campaigns
 from studio.api.changing import seen_asset, seen_reference
 from studio.api.references import ReferenceOut
-from studio.pages import lists, room, shared, signing_in
-from studio.pages.rendering import HERE, page
+from studio.pages import lists, room, settings, shared, signing_in
+from studio.pages.rendering import HERE, STATIC, StaticFilesForEver, page
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 def install(app: FastAPI) -> None:
     """Serve the pages and their files beside the API."""
-    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    for part in (router, room.router, shared.router, signing_in.router):
+    app.mount(STATIC, StaticFilesForEver(directory=HERE / "static"), name="static")
+    for part in (router, room.router, settings.router, shared.router, signing_in.router):
         app.include_router(part)
     app.state.problem_page = lambda request, problem: page(request, "problem.html", None, problem=problem)
     app.add_exception_handler(lists.ToSignIn, _to_sign_in)
@@ -68,26 +68,33 @@ def grid_page(
     with store.database.transaction() as session:
         filters, told = lists.read_filters(given, who)
         next_after = None
+        told_of: dict[str, str] = {}
         if like is not None or like_reference is not None:
-            near = _like(session, who, filters, like, like_reference)
+            near, told_of = _like(session, who, filters, like, like_reference)
             tiles = tuple(n.tile for n in near)
-            if not tiles:
-                told.append(
-                    "No picture like this one is found; pictures are compared a few minutes after they are made."
-                )
         else:
             found = grid.tiles(session, filters, after, lists.PAGE)
             tiles, next_after = found.tiles, found.next_after
         address = urlencode(given)
         return page(
             request, "grid.html", who, cards=[lists.card(t, address) for t in tiles], given=given, told=told,
-            counts=grid.counts(session, filters), counted=grid.COUNTED, names=lists.names(session, who),
+            address=address, names=lists.names(session, who),
             states=[s.value for s in ReviewState], availabilities=[a.value for a in Availability],
-            outcomes=[o.value for o in CheckOutcome], saved=saved.kept(session, who.person_id),
+            outcomes=[o.value for o in CheckOutcome], checks=checks.NAMES, told_of=told_of, saved=saved.kept(session, who.person_id),
             can_decide=lists.able(who, Action.DECIDE), can_share=lists.able(who, Action.SHARE),
             next_page=f"/assets?{urlencode({**given, 'after': next_after})}" if next_after else None,
             without=lambda name: "/assets?" + urlencode({k: v for k, v in given.items() if k != name}),
         )  # fmt: skip
+
+
+@router.get("/assets/counts")
+def grid_counts(request: Request, store: StoreDep) -> Response:
+    """The line above the grid that says how many there are; it comes after the grid, which does not wait for it."""
+    who = lists.visitor(request, store)
+    with store.database.transaction() as session:
+        filters, _ = lists.read_filters(request.query_params, who)
+        counted = grid.counts(session, filters)
+    return page(request, "counts.html", who, counts=counted, most=grid.COUNTED)
 
 
 @router.get("/campaigns")
@@ -123,10 +130,12 @@ def library_page(
 
 def _like(
     session: Session, who: Principal, filters: grid.Filters, like: uuid.UUID | None, like_reference: uuid.UUID | None
-) -> list[similar.Likeness]:
-    """The likest to an asset, or to a reference."""
+) -> tuple[list[similar.Likeness], dict[str, str]]:
+    """The likest to an asset, or to a reference, and what that is called."""
     if like is not None:
-        return similar.like_asset(session, seen_asset(session, like, who), filters, lists.PAGE)
+        asset = seen_asset(session, like, who)
+        told = {"like": f"{asset.shot} #{asset.variant + 1}"}
+        return similar.like_asset(session, asset, filters, lists.PAGE), told
     assert like_reference is not None
-    sha256 = seen_reference(session, like_reference, who).sha256
-    return similar.like_reference(session, sha256, filters, lists.PAGE)
+    reference = seen_reference(session, like_reference, who)
+    return similar.like_reference(session, reference.sha256, filters, lists.PAGE), {"like_reference": reference.key}

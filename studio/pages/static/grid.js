@@ -1,41 +1,102 @@
-// Choosing many and deciding on them at once; undo takes one's own decisions back.
+// The grid: endless, with only what is near on the page; choosing many and deciding on them at once; filters that are kept.
 import { ask, say, told, typing } from "./page.js";
 
+// ------------------------------------------------------------------ blocks: one that is far from what is seen is kept beside the page
+
+const away = new Map(); // block -> its cards, while it is far
+const near = new IntersectionObserver((seen) => {
+  for (const { target: block, isIntersecting } of seen) {
+    const cards = away.get(block);
+    if (isIntersecting && cards) {
+      block.append(cards);
+      block.style.height = "";
+      away.delete(block);
+    } else if (!isIntersecting && !cards && block.isConnected && !block.contains(document.activeElement)) {
+      const kept = document.createDocumentFragment();
+      block.style.height = `${block.getBoundingClientRect().height}px`;
+      kept.append(...block.childNodes);
+      away.set(block, kept);
+    }
+  }
+}, { rootMargin: "1600px" });
+
+const blocks = () => [...document.querySelectorAll("[data-block]")];
+const everywhere = (what) => blocks().flatMap((block) => [...(away.get(block) ?? block).querySelectorAll(what)]);
+const cardOf = (box) => box.closest(".card");
+
+function watched() {
+  for (const block of away.keys()) if (!block.isConnected) away.delete(block);
+  near.disconnect();
+  for (const block of blocks()) near.observe(block);
+  shown();
+}
+
+// ------------------------------------------------------------------ filters
+
+document.querySelector("[data-filters]").addEventListener("formdata", ({ formData }) => {
+  for (const [name, value] of [...formData]) if (!value.trim()) formData.delete(name);
+});
+document.addEventListener("htmx:after:swap", watched);
+
+const saving = document.querySelector("[data-save-dialog]"), saveForm = document.querySelector("[data-save-form]");
+document.querySelector("[data-save]").addEventListener("click", () => {
+  if (![...new URLSearchParams(location.search).keys()].length) return say("There are no filters to save: choose some first.");
+  saving.showModal();
+});
+document.querySelector("[data-save-close]").addEventListener("click", () => saving.close());
+saveForm.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const filters = Object.fromEntries([...new URLSearchParams(location.search)].filter(([name, value]) => value && name !== "after"));
+  const answer = await ask("PUT", `/v1/filters/${encodeURIComponent(saveForm.elements.name.value.trim())}`, { filters });
+  saving.close();
+  answer.ok ? location.reload() : say(told(answer.body));
+});
+for (const button of document.querySelectorAll("[data-forget]")) {
+  button.addEventListener("click", async () => {
+    const answer = await ask("DELETE", `/v1/filters/${encodeURIComponent(button.dataset.forget)}`);
+    if (!answer.ok) return say(told(answer.body));
+    button.closest(".chip").remove();
+    say(`${button.dataset.forget} is kept no more.`);
+  });
+}
+
+// ------------------------------------------------------------------ choosing many
+
 const bulk = document.querySelector("[data-bulk]");
-const boxes = [...document.querySelectorAll("[data-pick]")];
+const picked = () => everywhere("[data-pick]:checked").map(cardOf);
 let last = null;
 
-const cardOf = (box) => box.closest(".card");
-const picked = () => boxes.filter((box) => box.checked).map(cardOf);
-
 function shown() {
-  for (const box of boxes) cardOf(box).toggleAttribute("data-picked", box.checked);
+  if (!bulk) return;
+  for (const box of everywhere("[data-pick]")) cardOf(box).toggleAttribute("data-picked", box.checked);
   const count = picked().length;
   bulk.hidden = count === 0;
   bulk.querySelector("[data-count]").textContent = `${count} selected`;
 }
 
-for (const box of boxes) {
-  box.addEventListener("click", (event) => {
-    if (event.shiftKey && last) {
-      const [from, to] = [boxes.indexOf(last), boxes.indexOf(box)].sort((a, b) => a - b);
-      for (const between of boxes.slice(from, to + 1)) between.checked = box.checked;
-    }
-    last = box;
-    shown();
-  });
-}
+document.addEventListener("click", (event) => {
+  const box = event.target.closest("[data-pick]");
+  if (!box) return;
+  const boxes = everywhere("[data-pick]");
+  if (event.shiftKey && last && boxes.includes(last)) {
+    const [from, to] = [boxes.indexOf(last), boxes.indexOf(box)].sort((a, b) => a - b);
+    for (const between of boxes.slice(from, to + 1)) between.checked = box.checked;
+  }
+  last = box;
+  shown();
+});
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "x" || typing(event)) return;
-  const box = document.activeElement?.closest(".card")?.querySelector("[data-pick]");
-  if (box) box.click();
+  document.activeElement?.closest(".card")?.querySelector("[data-pick]")?.click();
 });
 
 bulk?.querySelector("[data-clear]").addEventListener("click", () => {
-  for (const box of boxes) box.checked = false;
+  for (const box of everywhere("[data-pick]")) box.checked = false;
   shown();
 });
+
+// ------------------------------------------------------------------ deciding on many, and taking it back
 
 for (const button of bulk?.querySelectorAll("[data-decide]") ?? []) {
   button.addEventListener("click", async () => {
@@ -46,17 +107,15 @@ for (const button of bulk?.querySelectorAll("[data-decide]") ?? []) {
     }));
     const all = [...bulk.querySelectorAll("[data-decide]")];
     all.forEach((b) => { b.disabled = true; });
-    const answer = await ask("POST", "/v1/decisions", { items }, { "Idempotency-Key": keyOf(items) });
+    const results = await decided(items);
     all.forEach((b) => { b.disabled = false; });
-    if (!answer.ok) return say(told(answer.body));
+    if (!results) return;
     const done = [], refused = [];
-    for (const result of answer.body.results) {
-      const card = cards.find((c) => c.dataset.asset === result.asset_id);
+    for (const result of results) {
       if (result.problem) refused.push(result.problem);
       else {
         done.push(result.asset);
-        redrawn(card, result.asset);
-        card.querySelector("[data-pick]").checked = false;
+        redrawn(result.asset).querySelector("[data-pick]").checked = false;
       }
     }
     shown();
@@ -65,12 +124,22 @@ for (const button of bulk?.querySelectorAll("[data-decide]") ?? []) {
   });
 }
 
-let lastAsked = "", lastKey = "";
-/** The same decisions sent again, as after a lost answer, go under the same key: they are made once. */
-function keyOf(items) {
-  const asked = JSON.stringify(items);
-  if (asked !== lastAsked) [lastAsked, lastKey] = [asked, crypto.randomUUID()];
-  return lastKey;
+const AT_ONCE = 200;
+let lastAsked = "", lastKeys = [];
+/** Their results, 200 a request; null where one was not answered. Sent again, they go under the same keys: they are made once. */
+async function decided(items) {
+  const asked = JSON.stringify(items), results = [];
+  if (asked !== lastAsked) [lastAsked, lastKeys] = [asked, []];
+  for (let from = 0; from < items.length; from += AT_ONCE) {
+    const key = (lastKeys[from / AT_ONCE] ??= crypto.randomUUID());
+    const answer = await ask("POST", "/v1/decisions", { items: items.slice(from, from + AT_ONCE) }, { "Idempotency-Key": key });
+    if (!answer.ok) {
+      say(told(answer.body));
+      return null;
+    }
+    results.push(...answer.body.results);
+  }
+  return results;
 }
 
 async function undo(assets) {
@@ -79,19 +148,23 @@ async function undo(assets) {
     const answer = await ask("POST", `/v1/assets/${asset.id}/take-backs`, undefined, { "If-Match": `"${asset.row_version}"` });
     if (answer.ok) {
       back += 1;
-      redrawn(document.querySelector(`.card[data-asset="${asset.id}"]`), answer.body);
+      redrawn(answer.body);
     } else refusal = told(answer.body);
   }
   say(`${back} taken back` + (refusal ? `; ${refusal}` : ""));
 }
 
-function redrawn(card, asset) {
+function redrawn(asset) {
+  const card = everywhere(`.card[data-asset="${asset.id}"]`)[0];
   card.dataset.rowVersion = asset.row_version;
   card.dataset.review = asset.review;
   const state = card.querySelector(".state");
   state.dataset.state = asset.review;
   state.textContent = [asset.review, asset.waits_at.join(", ")].filter(Boolean).join(" · ");
+  return card;
 }
+
+// ------------------------------------------------------------------ sharing
 
 const sharing = document.querySelector("[data-share-dialog]"), shareForm = document.querySelector("[data-share-form]");
 const address = document.querySelector("[data-share-address]");
@@ -116,3 +189,5 @@ shareForm?.addEventListener("submit", async (event) => {
   field.value = answer.body.address;
   field.select();
 });
+
+watched();

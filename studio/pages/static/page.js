@@ -39,22 +39,32 @@ export const told = (problem) => [problem.title, problem.next_step].filter(Boole
 export const typing = (event) =>
   event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, [contenteditable], dialog[open]") !== null;
 
-for (const grid of document.querySelectorAll("[data-roving]")) {
-  const links = () => [...grid.querySelectorAll(".frame")];
-  links().forEach((link, i) => { link.tabIndex = i === 0 ? 0 : -1; });
-  grid.addEventListener("keydown", (event) => {
-    const all = links(), here = all.indexOf(document.activeElement);
-    if (here < 0) return;
-    const across = Math.max(1, all.filter((l) => l.getBoundingClientRect().top === all[0].getBoundingClientRect().top).length);
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, j: 1, k: -1 }[event.key];
-    const next = step === undefined ? undefined : all[Math.min(all.length - 1, Math.max(0, here + step))];
-    if (!next) return;
-    event.preventDefault();
-    all[here].tabIndex = -1;
-    next.tabIndex = 0;
-    next.focus();
-  });
+/** One picture of a grid is in the tab order; arrows, J and K go on from it. */
+function rove() {
+  for (const grid of document.querySelectorAll("[data-roving]")) {
+    const all = [...grid.querySelectorAll(".frame")], at = all.find((l) => l.tabIndex === 0 && l.dataset.roves);
+    for (const link of all) {
+      link.dataset.roves = "true";
+      link.tabIndex = link === (at ?? all[0]) ? 0 : -1;
+    }
+  }
 }
+document.addEventListener("keydown", (event) => {
+  const grid = event.target.closest?.("[data-roving]");
+  if (!grid || typing(event)) return;
+  const all = [...grid.querySelectorAll(".frame")], here = all.indexOf(document.activeElement);
+  if (here < 0) return;
+  const top = (l) => l.getBoundingClientRect().top, across = Math.max(1, all.filter((l) => top(l) === top(all[here])).length);
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, j: 1, k: -1 }[event.key];
+  const next = step === undefined ? undefined : all[Math.min(all.length - 1, Math.max(0, here + step))];
+  if (!next) return;
+  event.preventDefault();
+  all[here].tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+});
+document.addEventListener("htmx:after:swap", rove);
+rove();
 
 document.querySelector("[data-sign-out]")?.addEventListener("click", async () => {
   const answer = await ask("DELETE", "/v1/sessions/current");

@@ -1,271 +1,219 @@
-// The review room: decide, compare, zoom, pin, all by keyboard; comments are kept here until the server has them.
+// The review room: decide, compare, zoom, pin, and on to the next, all by keyboard. The next rooms are fetched before they are asked for.
 import { ask, say, told, typing } from "./page.js";
+import { Remarks } from "./remarks.js";
+import { Retake } from "./retake.js";
+import { Viewer } from "./viewer.js";
 
-const room = document.querySelector("[data-room]");
-const { asset, sha256, version, me } = room.dataset;
-const find = (what) => room.querySelector(what);
+const FRESH_MS = 10_000; // a room that was fetched longer ago is looked at again once it is shown
+const PAN = 0.15, NEARER = 1.4;
+let here; // the room that is shown
 
-// ------------------------------------------------------------------ deciding
+// ------------------------------------------------------------------ from room to room
 
-const form = find("[data-decide-form]");
-let deciding = false;
-const keys = {}; // one for each thing that is said, until it is answered: said again, it counts once
+const ahead = new Map(); // address -> {at, page}
+const asRoom = (address) => address && new URL(address, location.href).pathname.startsWith("/assets/");
 
-async function decide(verdict) {
-  const seen = find("[data-picture]");
-  if (!form || deciding || !seen?.complete || !seen.naturalWidth || !form.querySelector(`[data-verdict="${verdict}"]`)) return;
-  const reason = form.elements.reason.value.trim();
-  if (verdict !== "approve" && !reason) {
-    form.elements.reason.focus();
-    return say(`Say why, then press ${verdict === "reject" ? "Reject" : "Changes"} again.`);
+/** The page at an address, fetched before if it was; null where it is none that can be shown here. */
+function fetched(address, anew = false) {
+  if (anew || !ahead.has(address)) {
+    const page = fetch(address, { credentials: "same-origin" }).then((answer) => (answer.ok && !answer.redirected ? answer.text() : null), () => null);
+    ahead.set(address, { at: Date.now(), page });
+    while (ahead.size > 8) ahead.delete(ahead.keys().next().value);
   }
-  deciding = true;
-  const body = { verdict, reason, sha256, stage: form.elements.stage?.value ?? null };
-  keys[JSON.stringify(body)] ??= crypto.randomUUID();
-  const answer = await ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${room.dataset.rowVersion}"`, "Idempotency-Key": keys[JSON.stringify(body)] });
-  deciding = false;
-  if (!answer.ok) return say(told(answer.body), answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);
-  sessionStorage.setItem("said", `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.review}`);
-  location.assign(room.dataset.next || (new URLSearchParams(location.search).get("from") === "queue" ? "/" : location.href));
+  return ahead.get(address);
 }
 
-for (const button of form?.querySelectorAll("[data-verdict]") ?? []) button.addEventListener("click", () => decide(button.dataset.verdict));
-form?.addEventListener("submit", (event) => event.preventDefault());
+async function go(address, { push = true } = {}) {
+  if (!address) return say("There is no other in this list.");
+  if (!asRoom(address)) return location.assign(address);
+  const asked = fetched(address), page = await asked.page;
+  ahead.delete(address);
+  if (!page) return location.assign(address);
+  if (push) history.pushState({ room: true }, "", address);
+  shown(page);
+  if (Date.now() - asked.at > FRESH_MS) lookAgain(address);
+}
 
-for (const other of document.querySelectorAll("[data-event-form]")) {
-  other.addEventListener("submit", async (event) => {
+/** Put the room of a page in the place of the one that is shown. */
+function shown(page) {
+  const other = new DOMParser().parseFromString(page, "text/html");
+  document.title = other.title;
+  document.querySelector("main").replaceWith(document.adoptNode(other.querySelector("main")));
+  mount();
+}
+
+/** What was fetched early may have changed since: then the room is shown as it is now, unless somebody has begun to write. */
+async function lookAgain(address) {
+  const page = await fetched(address, true).page, room = here?.room;
+  ahead.delete(address);
+  if (!page || !room || new URL(address, location.href).href !== location.href || room.querySelector("textarea:focus")) return;
+  const now = new DOMParser().parseFromString(page, "text/html").querySelector("[data-room]");
+  const differs = (name) => now?.querySelector(name)?.textContent !== room.querySelector(name)?.textContent;
+  if (now && (now.dataset.rowVersion !== room.dataset.rowVersion || differs("[data-comments-json]"))) shown(page);
+}
+
+addEventListener("popstate", (event) => event.state?.room && go(location.href, { push: false }));
+history.replaceState({ room: true }, "");
+
+// ------------------------------------------------------------------ one room
+
+class Room {
+  constructor(room) {
+    this.room = room;
+    this.leaving = new AbortController();
+    const { signal } = this.leaving;
+    const view = room.querySelector("[data-view]");
+    this.viewer = view.querySelector("[data-picture]") ? new Viewer(view) : null;
+    this.remarks = new Remarks(room, this.viewer, signal);
+    this.retake = new Retake(room);
+    this.form = room.querySelector("[data-decide-form]");
+    this.said = {}; // a key for each thing that is said, until it is answered: said again, it counts once
+    this.acts = {
+      compare: () => this.compare("slide"), beside: () => this.compare("beside"), zoom: () => this.#pressed("zoom", this.viewer?.zoom()),
+      help: () => room.querySelector("[data-help]").showModal(), retake: () => this.retake.open(),
+    };
+    this.#listen();
+    this.viewer?.open();
+    requestAnimationFrame(() => setTimeout(() => this.#fetchAhead()));
+  }
+
+  leave() {
+    this.leaving.abort();
+    this.viewer?.close();
+  }
+
+  #listen() {
+    const { room, form } = this;
+    for (const button of form?.querySelectorAll("[data-verdict]") ?? []) button.addEventListener("click", () => this.decide(button.dataset.verdict));
+    form?.addEventListener("submit", (event) => event.preventDefault());
+    for (const other of room.querySelectorAll("[data-event-form]")) other.addEventListener("submit", (event) => this.#event(event, other));
+    room.querySelector("[data-release-form]")?.addEventListener("submit", (event) => this.#release(event));
+    for (const button of room.querySelectorAll("[data-do]")) button.addEventListener("click", () => this.acts[button.dataset.do]?.());
+    for (const button of room.querySelectorAll("[data-tool]")) button.addEventListener("click", () => this.remarks.use(button.dataset.tool));
+    for (const button of room.querySelectorAll("[data-compare]")) button.addEventListener("click", () => this.#with(button.dataset.compare));
+    room.querySelector("[data-slider] input")?.addEventListener("input", (event) => this.viewer?.slide(event.target.value / 100));
+    for (const link of room.querySelectorAll("[data-go]")) {
+      link.addEventListener("click", (event) => {
+        if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+        event.preventDefault();
+        go(link.href);
+      });
+    }
+    const keysOn = room.querySelector("[data-keys-on]");
+    keysOn.checked = localStorage.getItem("keys") !== "off";
+    keysOn.addEventListener("change", () => localStorage.setItem("keys", keysOn.checked ? "on" : "off"));
+  }
+
+  #fetchAhead() {
+    for (const address of JSON.parse(this.room.dataset.ahead)) fetched(address);
+    if (this.room.dataset.previous) fetched(this.room.dataset.previous);
+    for (const address of JSON.parse(this.room.dataset.soon)) new Image().src = address;
+  }
+
+  // ---------------------------------------------------------------- deciding
+
+  async decide(verdict) {
+    const { room, form } = this, seen = room.querySelector("[data-picture]");
+    if (!form || this.deciding || !seen?.complete || !seen.naturalWidth || !form.querySelector(`[data-verdict="${verdict}"]`)) return;
+    const reason = form.elements.reason.value.trim();
+    if (verdict !== "approve" && !reason) {
+      form.elements.reason.focus();
+      return say(`Say why, then press ${verdict === "reject" ? "Reject" : "Changes"} again.`);
+    }
+    this.deciding = true;
+    const { asset, sha256, rowVersion, next } = room.dataset;
+    const body = { verdict, reason, sha256, stage: form.elements.stage?.value ?? null };
+    const key = (this.said[JSON.stringify(body)] ??= crypto.randomUUID());
+    const answer = await ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": key });
+    this.deciding = false;
+    if (!answer.ok) return say(told(answer.body), answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);
+    const words = `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.review}`;
+    if (next) {
+      await go(next);
+      return say(words);
+    }
+    sessionStorage.setItem("said", words);
+    location.assign(new URLSearchParams(location.search).get("from") === "queue" ? "/" : location.href);
+  }
+
+  #event(event, form) {
     event.preventDefault();
-    const answer = await ask("POST", `/v1/assets/${asset}/${other.dataset.eventForm}`, { reason: other.elements.reason.value }, { "If-Match": `"${room.dataset.rowVersion}"` });
+    return this.#change(form.dataset.eventForm, { reason: form.elements.reason.value });
+  }
+
+  #release(event) {
+    event.preventDefault();
+    say("The files are written …");
+    return this.#change("releases", { place: event.target.elements.place.value });
+  }
+
+  async #change(what, body) {
+    const { asset, rowVersion } = this.room.dataset;
+    const answer = await ask("POST", `/v1/assets/${asset}/${what}`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": crypto.randomUUID() });
     answer.ok ? location.reload() : say(told(answer.body));
-  });
+  }
+
+  // ---------------------------------------------------------------- looking
+
+  #pressed(name, on) {
+    this.room.querySelector(`[data-do="${name}"]`)?.setAttribute("aria-pressed", String(Boolean(on)));
+  }
+
+  /** With the picture that was compared last, else with the first reference; the same again ends it. */
+  compare(how) {
+    const first = this.room.querySelector("[data-compare]")?.dataset.compare;
+    this.#comparing(this.how === how ? null : this.compared ?? first, how);
+  }
+
+  #with(address) {
+    this.#comparing(this.how && this.compared === address ? null : address, this.how ?? "slide");
+  }
+
+  #comparing(address, how) {
+    if (!this.viewer) return;
+    this.how = address ? how : null;
+    if (address) this.compared = address;
+    this.viewer.compare(address, how);
+    this.room.querySelector("[data-slider]").hidden = this.how !== "slide";
+    this.#pressed("compare", this.how === "slide");
+    this.#pressed("beside", this.how === "beside");
+    for (const button of this.room.querySelectorAll("[data-compare]")) button.setAttribute("aria-pressed", String(Boolean(this.how) && button.dataset.compare === address));
+  }
+
+  // ---------------------------------------------------------------- keys
+
+  key(event) {
+    if (event.key === "Escape") {
+      if (event.target.closest("textarea, input")) event.target.blur();
+      return this.remarks.tool && this.remarks.use(null);
+    }
+    if (typing(event) || (event.key !== "?" && !this.room.querySelector("[data-keys-on]").checked) || this.remarks.key(event)) return;
+    if (event.repeat && "acr".includes(event.key)) return; // a key that is held decides on one picture
+    const { next, previous } = this.room.dataset, { viewer, acts, remarks } = this;
+    const pan = { ArrowLeft: [-PAN, 0], ArrowRight: [PAN, 0], ArrowUp: [0, -PAN], ArrowDown: [0, PAN] }[event.key];
+    if (pan && !event.target.closest(".stage, body:not(:has(:focus))")) return;
+    const can = (name) => this.room.querySelector(name) !== null;
+    const act = pan ? () => viewer?.panBy(...pan) : {
+      j: () => go(next), k: () => go(previous), a: () => this.decide("approve"), c: () => this.decide("request changes"), r: () => this.decide("reject"),
+      s: acts.compare, v: acts.beside, z: acts.zoom, "+": () => viewer?.zoomBy(NEARER), "-": () => viewer?.zoomBy(1 / NEARER),
+      p: () => remarks.use("pin"), b: () => remarks.use("box"), d: () => remarks.use("path"), t: can('[data-do="retake"]') ? acts.retake : undefined, "?": acts.help,
+    }[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
 }
 
+function mount() {
+  here?.leave();
+  here = new Room(document.querySelector("[data-room]"));
+  document.documentElement.scrollTop = 0;
+}
+
+document.addEventListener("keydown", (event) => here.key(event));
+mount();
 const left = sessionStorage.getItem("said");
 if (left) {
   sessionStorage.removeItem("said");
   say(left);
 }
-
-// ------------------------------------------------------------------ looking
-
-const other = find("[data-other]"), slider = find("[data-slider]"), pictures = find("[data-pictures]");
-const pressed = (name, on) => find(`[data-do="${name}"]`)?.setAttribute("aria-pressed", String(on));
-
-function compare(address) {
-  if (!other || !slider) return;
-  const on = Boolean(address) && !(other.src.endsWith(address) && !other.hidden);
-  if (on) other.src = address;
-  other.hidden = slider.hidden = !on;
-  pressed("compare", on);
-  for (const button of document.querySelectorAll("[data-compare]")) button.setAttribute("aria-pressed", String(on && button.dataset.compare === address));
-}
-
-slider?.querySelector("input").addEventListener("input", (event) => pictures.style.setProperty("--split", `${event.target.value}%`));
-for (const button of document.querySelectorAll("[data-compare]")) button.addEventListener("click", () => compare(button.dataset.compare));
-
-const acts = {
-  compare: () => compare(other?.hidden ? document.querySelector("[data-compare]")?.dataset.compare : null),
-  zoom: () => pressed("zoom", room.toggleAttribute("data-zoomed")),
-  pin: () => pinning(!room.hasAttribute("data-pinning")),
-  help: () => document.querySelector("[data-help]").showModal(),
-};
-for (const button of room.querySelectorAll("[data-do]")) button.addEventListener("click", () => acts[button.dataset.do]?.());
-
-// ------------------------------------------------------------------ comments and pins
-
-const list = find("[data-comments]"), pins = find("[data-pins]"), writing = find("[data-comment-form]"), note = find("[data-pin-note]");
-const unsentKey = `unsent ${me} ${asset}`; // nobody else's words are sent from a browser that is shared
-let comments = JSON.parse(document.querySelector("[data-comments-json]").textContent);
-const kept = () => JSON.parse(localStorage.getItem(unsentKey) ?? "[]");
-let unsent = kept();
-
-/** Change what is kept, on what another tab may have kept meanwhile. */
-function keep(change) {
-  unsent = change(kept());
-  localStorage.setItem(unsentKey, JSON.stringify(unsent));
-}
-let draft = null;
-
-function pinning(on) {
-  room.toggleAttribute("data-pinning", on);
-  pressed("pin", on);
-  if (on) {
-    draft ??= { kind: "pin", x: 0.5, y: 0.5 };
-    say("Click where the pin belongs, or move it with the arrow keys, then write.");
-  } else draft = null;
-  drawn();
-}
-
-pictures?.addEventListener("click", (event) => {
-  if (!room.hasAttribute("data-pinning") || event.target.closest(".pins")) return;
-  const box = pictures.getBoundingClientRect();
-  draft = { kind: "pin", x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
-  drawn();
-  writing.elements.text.focus();
-});
-
-function drawn() {
-  const all = [...comments, ...unsent.map((c) => ({ ...c, by: me, version: "", unsent: true }))];
-  list.replaceChildren(...all.map((c, i) => item(c, i + 1)));
-  pins?.replaceChildren(...all.flatMap((c, i) => (c.region && c.version_id === version ? [pin(c.region, String(i + 1), c.text)] : [])));
-  if (draft) pins?.append(pin(draft, "+", "the pin that you are placing", true));
-  if (note) {
-    note.hidden = !draft;
-    note.textContent = draft ? `Pinned at ${Math.round(draft.x * 100)} %, ${Math.round(draft.y * 100)} %.` : "";
-  }
-}
-
-function item(comment, number) {
-  const row = document.createElement("li"), words = document.createElement("p"), who = document.createElement("span");
-  row.toggleAttribute("data-unsent", Boolean(comment.unsent));
-  who.className = "faint";
-  who.textContent = `${number} · ${comment.by}` + (comment.unsent ? ` · not sent yet${comment.refused ? `: ${comment.refused}` : ""}` : comment.version_id === version ? "" : ` · version ${comment.version}`) + (comment.edited ? " · corrected" : "") + (comment.region ? ` · ${comment.region.kind}` : "");
-  words.textContent = comment.text;
-  row.append(who, words);
-  if (comment.refused) {
-    const drop = Object.assign(document.createElement("button"), { type: "button", textContent: "Discard" });
-    drop.addEventListener("click", () => {
-      keep((all) => all.filter((c) => c.id !== comment.id));
-      drawn();
-    });
-    row.append(drop);
-  }
-  return row;
-}
-
-function pin(region, label, text, isDraft = false) {
-  const row = document.createElement("li"), button = document.createElement("button");
-  const [x, y] = region.kind === "path" ? region.points[0] : [region.x + (region.width ?? 0) / 2, region.y + (region.height ?? 0) / 2];
-  button.type = "button";
-  button.textContent = label;
-  button.title = text;
-  button.setAttribute("aria-label", `Pin ${label}: ${text}`);
-  button.style.left = `${x * 100}%`;
-  button.style.top = `${y * 100}%`;
-  if (isDraft) button.className = "draft";
-  row.append(button);
-  return row;
-}
-
-let sending = false;
-/** Kept in this browser until the server has it; sent again under the same id, it is written once. What is refused stays, with why. */
-async function send() {
-  if (sending) return;
-  sending = true;
-  for (const { refused, ...comment } of kept()) {
-    const answer = await ask("POST", `/v1/assets/${asset}/comments`, comment);
-    if (answer.ok) {
-      comments = [...comments.filter((c) => c.id !== answer.body.id), answer.body];
-      keep((all) => all.filter((c) => c.id !== comment.id));
-    } else if (answer.status === 0 || answer.status >= 500 || answer.status === 429) {
-      say("The comment is kept here and sent when the server can be reached.");
-      break;
-    } else {
-      keep((all) => all.map((c) => (c.id === comment.id ? { ...comment, refused: told(answer.body) } : c)));
-      if (answer.status === 401) break;
-    }
-  }
-  sending = false;
-  drawn();
-}
-
-writing?.addEventListener("submit", (event) => {
-  event.preventDefault();
-  const text = writing.elements.text.value.trim();
-  if (!text) return;
-  const comment = { id: crypto.randomUUID(), version_id: version, text, region: draft };
-  keep((all) => [...all, comment]);
-  writing.reset();
-  pinning(false);
-  send();
-});
-
-addEventListener("online", send);
-setInterval(() => unsent.some((c) => !c.refused) && send(), 5000);
-drawn();
-if (unsent.length) send();
-
-// ------------------------------------------------------------------ making it anew
-
-const retaking = document.querySelector("[data-retake]"), wishes = document.querySelector("[data-retake-form]");
-const numbers = ["scale", "guidance", "steps", "seed"], texts = ["prompt", "negative_prompt"];
-let current = {};
-
-/** What the form asks for, in the kinds that /v1 takes; an empty number stays as it is, an empty seed is another. */
-function wished() {
-  const told = Object.fromEntries(texts.map((n) => [n, wishes.elements[n].value]));
-  for (const n of numbers) if (wishes.elements[n].value !== "") told[n] = Number(wishes.elements[n].value);
-  return told;
-}
-
-function changesShown() {
-  const rows = Object.entries(wished()).filter(([n, v]) => (current[n] ?? "") !== v).map(([n, v]) => {
-    const row = document.createElement("li"), before = document.createElement("del"), after = document.createElement("ins");
-    before.textContent = current[n] ?? "–";
-    after.textContent = v;
-    row.append(`${n.replace("_", " ")}: `, before, " → ", after);
-    return row;
-  });
-  if (wishes.elements.seed.value === "") rows.push(Object.assign(document.createElement("li"), { textContent: "seed: another" }));
-  document.querySelector("[data-retake-changes]").replaceChildren(...rows);
-}
-
-async function openRetake() {
-  const answer = await ask("GET", `/v1/assets/${asset}/retake`);
-  if (!answer.ok) return say(told(answer.body));
-  const { settings, changes, number, most } = answer.body;
-  current = { ...settings, ...Object.fromEntries(changes.map((c) => [c.name, c.before])) };
-  for (const n of [...texts, ...numbers]) wishes.elements[n].value = settings[n] ?? "";
-  document.querySelector("[data-retake-count]").textContent = `Retake ${number} of ${most}. Comments and reasons are put behind the prompt; change what you like.`;
-  changesShown();
-  retaking.showModal();
-}
-
-wishes?.addEventListener("input", changesShown);
-document.querySelector("[data-retake-close]")?.addEventListener("click", () => retaking.close());
-wishes?.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const answer = await ask("POST", `/v1/assets/${asset}/retake`, { sha256, wishes: wished() }, { "If-Match": `"${room.dataset.rowVersion}"`, "Idempotency-Key": crypto.randomUUID() });
-  retaking.close();
-  if (!answer.ok) return say(told(answer.body));
-  sessionStorage.setItem("said", "It is queued, and comes into review when it is made.");
-  location.reload();
-});
-acts.retake = openRetake;
-
-// ------------------------------------------------------------------ keys
-
-const keysOn = document.querySelector("[data-keys-on]");
-keysOn.checked = localStorage.getItem("keys") !== "off";
-keysOn.addEventListener("change", () => localStorage.setItem("keys", keysOn.checked ? "on" : "off"));
-const go = (address) => (address ? location.assign(address) : say("There is no other in this list."));
-
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") {
-    if (event.target.closest("textarea, input")) event.target.blur();
-    pinning(false);
-    return;
-  }
-  if (draft && room.hasAttribute("data-pinning") && !typing(event)) {
-    const step = { ArrowLeft: [-0.02, 0], ArrowRight: [0.02, 0], ArrowUp: [0, -0.02], ArrowDown: [0, 0.02] }[event.key];
-    if (step) {
-      event.preventDefault();
-      draft = { ...draft, x: Math.min(1, Math.max(0, draft.x + step[0])), y: Math.min(1, Math.max(0, draft.y + step[1])) };
-      return drawn();
-    }
-    if (event.key === "Enter" && event.target === document.body) {
-      event.preventDefault();
-      return writing.elements.text.focus();
-    }
-  }
-  if (event.repeat && "acr".includes(event.key)) return; // a key that is held decides on one picture
-  if (typing(event) || (event.key !== "?" && !keysOn.checked)) return;
-  const act = {
-    j: () => go(room.dataset.next), k: () => go(room.dataset.previous), a: () => decide("approve"), c: () => decide("request changes"),
-    r: () => decide("reject"), s: acts.compare, z: acts.zoom, p: find('[data-do="pin"]') ? acts.pin : undefined, t: find('[data-do="retake"]') ? acts.retake : undefined, "?": acts.help,
-  }[event.key];
-  if (act) {
-    event.preventDefault();
-    act();
-  }
-});

@@ -90,7 +90,7 @@ def test_pins_survive_a_connection_that_drops(site: Site) -> None:
     page.goto(f"{site.address}/assets/{asset.id}")
     page.context.set_offline(True)
     page.keyboard.press("p")
-    box = page.locator("[data-pictures]").bounding_box()
+    box = page.locator("[data-layer]").bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
     page.keyboard.type(HOSTILE)
