@@ -42,7 +42,7 @@ END $$
 FINDINGS = """
 UPDATE assets SET doubt = found.doubt, checked = found.checked FROM (
     SELECT newest.asset_id,
-        coalesce(min(CASE checks.outcome WHEN 'fail' THEN 0 WHEN 'not run' THEN 1 WHEN 'warn' THEN 2 ELSE 3 END), 1) AS doubt,
+        coalesce(min(CASE checks.outcome WHEN 'fail' THEN 0 WHEN 'not run' THEN 1 WHEN 'warn' THEN 2 WHEN 'pass' THEN 3 END), 1) AS doubt,
         coalesce(array_agg(DISTINCT said.said) FILTER (WHERE said.said IS NOT NULL), '{}') AS checked
     FROM (
         SELECT DISTINCT ON (asset_versions.asset_id) asset_versions.asset_id, asset_versions.id FROM asset_versions

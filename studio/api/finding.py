@@ -102,14 +102,14 @@ def get_filters(who: Who, store: StoreDep) -> FiltersOut:
         return _kept(session, who)
 
 
-@router.put("/filters/{name}")
+@router.put("/filters/{name:path}")
 def keep_filter(name: Name, body: FilterIn, who: Who, store: StoreDep) -> FilterOut:
     """Keep filters of the grid under a name, in the place of those that had it."""
     with store.database.transaction() as session:
         return FilterOut.of(saved.keep(session, who.person_id, name, body.filters))
 
 
-@router.delete("/filters/{name}")
+@router.delete("/filters/{name:path}")
 def forget_filter(name: Name, who: Who, store: StoreDep) -> FiltersOut:
     """Keep them no more. Answers those that are left."""
     with store.database.transaction() as session:

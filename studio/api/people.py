@@ -179,7 +179,7 @@ def make_key(body: KeyIn, who: Admin, store: StoreDep) -> KeyOut:
         return KeyOut.of(key, secret)
 
 
-@router.delete("/keys/{name}")
+@router.delete("/keys/{name:path}")
 def revoke_key(name: str, who: Admin, store: StoreDep) -> KeyOut:
     """Stop a key at once."""
     with store.database.transaction() as session:

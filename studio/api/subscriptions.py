@@ -68,7 +68,7 @@ def subscribe(body: SubscriptionIn, who: Admin, store: StoreDep) -> Subscription
         return SubscriptionOut.of(row, row.secret)
 
 
-@router.delete("/subscriptions/{name}", status_code=204)
+@router.delete("/subscriptions/{name:path}", status_code=204)
 def unsubscribe(name: str, who: Admin, store: StoreDep, response: Response) -> None:
     """Tell it nothing more."""
     with store.database.transaction() as session:

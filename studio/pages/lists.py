@@ -23,6 +23,7 @@ PAGE = 60
 QUEUE = "queue"
 FILTERS = ("text", "brand", "campaign", "character", "review", "availability", "stage", "person", "check", "outcome", "since",
            "until")  # fmt: skip
+MORE = {"stage", "person", "check", "outcome", "since", "until"}  # filters that are folded away until one is used
 MOST_NAMES = 200
 
 

@@ -78,7 +78,7 @@ def grid_page(
         address = urlencode(given)
         return page(
             request, "grid.html", who, cards=[lists.card(t, address) for t in tiles], given=given, told=told,
-            address=address, names=lists.names(session, who),
+            address=address, more=bool(lists.MORE & given.keys()), names=lists.names(session, who),
             states=[s.value for s in ReviewState], availabilities=[a.value for a in Availability],
             outcomes=[o.value for o in CheckOutcome], checks=checks.NAMES, told_of=told_of, saved=saved.kept(session, who.person_id),
             can_decide=lists.able(who, Action.DECIDE), can_share=lists.able(who, Action.SHARE),

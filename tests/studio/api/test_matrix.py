@@ -140,7 +140,9 @@ def refused(answer: Any) -> str | None:
 
 def test_the_matrix_has_every_endpoint(door: Door) -> None:
     assert routes(door) == set(CALLS)
-    listed = {r.path for r in door.app.routes if isinstance(r, APIRoute) and r.path.startswith("/v1")}
+    listed = {
+        r.path.replace(":path", "") for r in door.app.routes if isinstance(r, APIRoute) and r.path.startswith("/v1")
+    }
     assert listed <= {path for _, path in CALLS}
 
 

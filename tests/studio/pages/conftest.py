@@ -24,7 +24,7 @@ from asset_store.lineage import record as lineage
 from asset_store.people import accounts, passes
 from asset_store.reviewing import decide
 from asset_store.tables import Asset, AssetVersion, Campaign, CheckOutcome, Reference, Role
-from flows.settings import Settings
+from flows.settings import DeliverySettings, Settings
 from flows.wiring import Store
 from studio.api.app import create_app
 from studio.api.limits import Rate
@@ -125,7 +125,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def site(own_database: Database, tmp_path: Path, browser: Browser) -> Iterator[Site]:
-    store = Store(own_database, open_blobs(str(tmp_path / "blobs")), Settings(home=tmp_path))
+    store = Store(
+        own_database,
+        open_blobs(str(tmp_path / "blobs")),
+        Settings(home=tmp_path, delivery=DeliverySettings(places={"web": str(tmp_path / "web")})),
+    )
     app = create_app(store, calls=UNLIMITED, sign_ins=UNLIMITED)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     socket = listening(LOOPBACK, 0)

@@ -209,7 +209,7 @@ def test_filters_stand_in_the_address_and_can_be_taken_out(site: Site) -> None:
     site.assets(1, "autumn")
     page = site.person("vera", Role.VIEWER)
     page.goto(f"{site.address}/assets")
-    page.get_by_label("Campaign").select_option("autumn")
+    page.get_by_role("combobox", name="Campaign").select_option("autumn")
     page.get_by_role("button", name="Show").click()
     page.wait_for_url(re.compile("campaign=autumn"))
     expect(page.locator(".card")).to_have_count(1)

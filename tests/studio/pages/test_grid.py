@@ -1,0 +1,112 @@
+"""The grid with many assets: endless with few nodes, filters as they are chosen and kept, pictures like one, deciding across blocks."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from playwright.sync_api import expect
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from asset_store.repositories import libraries
+from asset_store.reviewing import similar
+from asset_store.tables import Asset, Role
+from tests.stories import a_sha256
+from tests.studio.pages.conftest import Site
+from tests.studio.pages.test_pages import quiet, states
+
+MANY, MOST_ALIVE = 420, 300
+
+
+def test_it_is_endless_and_few_cards_are_alive(site: Site) -> None:
+    site.assets(MANY)
+    page = site.person("grace", Role.REVIEWER, viewport={"width": 1440, "height": 900})
+    page.goto(f"{site.address}/assets")
+    expect(page.locator(".counts")).to_have_text(f"{MANY} in review")
+    page.locator("[data-pick]").nth(0).click()
+    alive, shown = 0, set[str]()
+    for _ in range(60):
+        page.mouse.wheel(0, 1500)
+        page.wait_for_timeout(120)
+        cards = page.locator(".card").evaluate_all("cards => cards.map(c => c.dataset.asset)")
+        alive, shown = max(alive, len(cards)), shown | set(cards)
+        if not page.locator("[data-more]").count() and page.evaluate(
+            "innerHeight + scrollY >= document.body.scrollHeight - 4"
+        ):
+            break
+    assert alive <= MOST_ALIVE
+    assert len(shown) == MANY
+    page.locator("[data-pick]").last.click(modifiers=["Shift"])  # from the first, which is far away
+    expect(page.locator("[data-count]")).to_have_text(f"{MANY} selected")
+    page.locator("[data-bulk] [data-decide=approve]").click()
+    expect(page.locator("#said")).to_contain_text(f"{MANY} decided", timeout=60_000)
+    assert states(site) == {"approved": MANY}
+    page.evaluate("scrollTo(0, 0)")
+    expect(page.locator(".card").first.locator(".state")).to_have_text("approved")
+    quiet(page)
+
+
+def test_filters_apply_as_they_are_chosen_and_stand_in_the_address(site: Site) -> None:
+    site.assets(2, "spring")
+    site.assets(1, "autumn")
+    page = site.person("vera", Role.VIEWER)
+    page.goto(f"{site.address}/assets")
+    page.evaluate("window.same = true")
+    page.get_by_role("combobox", name="Campaign").select_option("autumn")
+    expect(page.locator(".card")).to_have_count(1)
+    assert page.url.endswith("/assets?campaign=autumn")
+    page.get_by_role("combobox", name="Campaign").select_option("")
+    page.get_by_role("searchbox").fill("spri")
+    expect(page.locator(".card")).to_have_count(2)
+    assert page.url.endswith("/assets?text=spri")
+    page.get_by_role("searchbox").fill("nothing has this")
+    expect(page.locator(".counts")).to_have_text("Nothing is found.")
+    assert page.evaluate("window.same") is True
+    quiet(page)
+
+
+def test_filters_are_saved_and_forgotten(site: Site) -> None:
+    site.assets(1, "spring")
+    site.assets(2, "autumn")
+    page = site.person("vera", Role.VIEWER)
+    page.goto(f"{site.address}/assets")
+    page.get_by_role("button", name="Save these filters").click()
+    expect(page.locator("#said")).to_contain_text("choose some first")
+    page.get_by_role("combobox", name="Campaign").select_option("spring")
+    page.wait_for_url(re.compile("campaign=spring"))
+    page.get_by_role("button", name="Save these filters").click()
+    page.get_by_label("Name").fill("what's <b>new</b>")
+    page.get_by_role("button", name="Save", exact=True).click()
+    saved = page.get_by_role("link", name="what's <b>new</b>")
+    expect(saved).to_be_visible()
+    page.goto(f"{site.address}/assets")
+    saved.click()
+    expect(page.locator(".card")).to_have_count(1)
+    page.get_by_role("button", name="Forget the saved filters").click()
+    expect(saved).to_have_count(0)
+    page.reload()
+    expect(saved).to_have_count(0)
+    quiet(page)
+
+
+def seen(session: Session, asset: Asset, *vector: float) -> None:
+    libraries.save_encoder(session, a_sha256("clip"), "clip", 3, {})
+    current = session.get_one(Asset, asset.id).current
+    assert current is not None
+    similar.remember(session, a_sha256("clip"), [(current.sha256, np.array(vector, dtype=np.float32))])
+
+
+def test_pictures_like_one_are_found_from_its_room(site: Site) -> None:
+    asset, far, near = site.assets(3)
+    with site.session() as session:
+        for one, vector in ((asset, (1, 0, 0)), (far, (0, 1, 0)), (near, (1, 1, 0))):
+            seen(session, one, *vector)
+    page = site.person("vera", Role.VIEWER)
+    page.goto(f"{site.address}/assets/{asset.id}")
+    page.get_by_role("link", name="Similar").click()
+    expect(page.locator(".card")).to_have_count(2)
+    assert page.locator(".card").evaluate_all("cards => cards.map(c => c.dataset.asset)") == [str(near.id), str(far.id)]
+    expect(page.get_by_role("link", name=re.compile("Remove the filter like shot-00"))).to_be_visible()
+    with site.session() as session:
+        assert len(session.scalars(select(Asset)).all()) == 3

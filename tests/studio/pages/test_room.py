@@ -1,0 +1,221 @@
+"""Looking closely in the room: zoom, two in comparison, boxes and drawings, drafts that outlive a reload, releasing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+from sqlalchemy import select
+
+from asset_store.reviewing import comments, decide
+from asset_store.tables import Asset, Comment, Role, Verdict
+from tests.studio.pages.conftest import Site
+from tests.studio.pages.test_pages import quiet
+
+
+@pytest.fixture
+def room(site: Site) -> Page:
+    """Somebody who does everything, in the room of the one asset there is."""
+    (asset,) = site.assets(1)
+    page = site.person("grace", *Role)
+    page.refused = []  # type: ignore[attr-defined]
+    page.on(
+        "console",
+        lambda m: page.refused.append(f"{m.text} {m.location}") if "Content Security Policy" in m.text else None,
+    )  # type: ignore[attr-defined]
+    page.goto(f"{site.address}/assets/{asset.id}")
+    page.wait_for_selector("[data-deep]")
+    return page
+
+
+def drag(page: Page, *points: tuple[float, float]) -> None:
+    """Over the picture, in shares of its sides."""
+    box = page.locator("[data-layer]").bounding_box()
+    assert box is not None
+    for i, (x, y) in enumerate(points):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)
+        if i == 0:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def width(page: Page) -> float:
+    box = page.locator("[data-layer]").bounding_box()
+    assert box is not None
+    return box["width"]
+
+
+def test_a_box_is_drawn_and_kept_as_it_was_drawn(site: Site, room: Page) -> None:
+    room.keyboard.press("b")
+    drag(room, (0.2, 0.3), (0.6, 0.5))
+    room.keyboard.type("rounder")
+    room.get_by_role("button", name="Comment").click()
+    expect(room.locator("[data-shapes] rect")).to_have_count(1)
+    expect(room.locator(".comments li")).not_to_contain_text("not sent yet")
+    room.reload()
+    expect(room.locator("[data-shapes] rect")).to_have_count(1)
+    with site.session() as session:
+        (region,) = session.scalars(select(Comment.region)).all()
+    assert region is not None
+    assert region["kind"] == "box"
+    for name, share in (("x", 0.2), ("y", 0.3), ("width", 0.4), ("height", 0.2)):
+        assert region[name] == pytest.approx(share, abs=0.01), name
+    quiet(room)
+
+
+def test_a_drawing_has_the_points_that_were_drawn(site: Site, room: Page) -> None:
+    room.keyboard.press("d")
+    drag(room, (0.3, 0.3), (0.7, 0.3), (0.7, 0.7))
+    room.keyboard.type("this edge")
+    room.get_by_role("button", name="Comment").click()
+    expect(room.locator(".comments li")).not_to_contain_text("not sent yet")
+    expect(room.locator("[data-shapes] polyline")).to_have_count(1)
+    with site.session() as session:
+        (region,) = session.scalars(select(Comment.region)).all()
+    assert region is not None
+    assert region["kind"] == "path"
+    assert region["points"][0] == pytest.approx([0.3, 0.3], abs=0.01)
+    assert region["points"][-1] == pytest.approx([0.7, 0.7], abs=0.01)
+    assert len(region["points"]) > 4
+
+
+def test_a_box_is_placed_and_sized_by_keys_alone(site: Site, room: Page) -> None:
+    for key in ("b", "ArrowRight", "ArrowDown", "Shift+ArrowRight", "Shift+ArrowUp", "Enter"):
+        room.keyboard.press(key)
+    room.keyboard.type("here")
+    room.keyboard.press("Tab")
+    room.keyboard.press("Enter")
+    expect(room.locator(".comments li")).not_to_contain_text("not sent yet")
+    with site.session() as session:
+        (region,) = session.scalars(select(Comment.region)).all()
+    assert region == {"kind": "box", "x": 0.42, "y": 0.42, "width": 0.22, "height": 0.18}
+
+
+def test_what_was_begun_outlives_a_reload(room: Page) -> None:
+    room.keyboard.press("b")
+    drag(room, (0.2, 0.2), (0.4, 0.4))
+    room.keyboard.type("half a thou")
+    room.reload()
+    expect(room.locator("[data-comment-form] textarea")).to_have_value("half a thou")
+    expect(room.locator("[data-shapes] [data-draft]")).to_have_count(1)
+    expect(room.locator("#said")).to_contain_text("is here again")
+    quiet(room)
+
+
+def test_a_pin_stays_on_its_place_while_the_picture_is_moved(site: Site, room: Page) -> None:
+    with site.session() as session:
+        asset = session.scalars(select(Asset)).one()
+        assert asset.current is not None
+        comments.comment(session, asset.current.id, "hedy", "here", region={"kind": "pin", "x": 0.25, "y": 0.75})
+    room.reload()
+    room.wait_for_selector("[data-deep]")
+    before = width(room)
+    room.keyboard.press("z")
+    room.wait_for_timeout(600)
+    assert width(room) > 2 * before
+    room.keyboard.press("ArrowRight")
+    room.wait_for_timeout(600)
+    layer, pin = room.locator("[data-layer]").bounding_box(), room.locator(".pins button").bounding_box()
+    assert layer is not None
+    assert pin is not None
+    assert (pin["x"] + pin["width"] / 2 - layer["x"]) / layer["width"] == pytest.approx(0.25, abs=0.01)
+    assert (pin["y"] + pin["height"] / 2 - layer["y"]) / layer["height"] == pytest.approx(0.75, abs=0.01)
+    room.keyboard.press("z")
+    room.wait_for_timeout(600)
+    assert width(room) == pytest.approx(before, rel=0.02)
+    room.mouse.move(500, 400)
+    room.mouse.wheel(0, -400)
+    room.wait_for_timeout(600)
+    assert width(room) > 1.1 * before
+    assert room.refused == []  # type: ignore[attr-defined]  # no library does what the policy forbids
+
+
+def colours(page: Page, *places: tuple[float, float]) -> list[tuple[int, ...]]:
+    """What the viewer shows at places of the stage, in shares of its sides."""
+    page.wait_for_timeout(700)
+    shot = page.locator("[data-view]").screenshot()
+    import io
+
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(shot)).convert("RGB")
+    return [image.getpixel((int(x * image.width), int(y * image.height))) for x, y in places]  # type: ignore[misc]
+
+
+def test_two_pictures_are_compared_by_a_slider_and_side_by_side(room: Page) -> None:
+    mine, reference = (30, 90, 160), (40, 120, 200)
+    middle = [(0.45, 0.5), (0.55, 0.5)]
+    assert colours(room, *middle) == [mine, mine]
+    room.keyboard.press("s")
+    assert colours(room, *middle) == [mine, reference]
+    room.locator("[data-slider] input").evaluate("i => { i.value = 0; i.dispatchEvent(new Event('input')); }")
+    assert colours(room, *middle) == [reference, reference]
+    room.locator("body").press("v")
+    assert colours(room, (0.25, 0.5), (0.75, 0.5)) == [mine, reference]
+    expect(room.get_by_role("button", name="Side by side")).to_have_attribute("aria-pressed", "true")
+    room.locator("body").press("v")
+    assert colours(room, *middle) == [mine, mine]
+    quiet(room)
+
+
+def test_without_its_library_the_plain_picture_is_reviewed(site: Site) -> None:
+    (asset,) = site.assets(1)
+    page = site.person("grace", Role.REVIEWER)
+    page.route("**/openseadragon.js", lambda route: route.abort())
+    page.goto(f"{site.address}/assets/{asset.id}")
+    expect(page.locator("[data-picture]")).to_be_visible()
+    page.keyboard.press("p")
+    drag(page, (0.5, 0.25))
+    page.keyboard.type("here")
+    page.get_by_role("button", name="Comment").click()
+    expect(page.locator(".pins button")).to_have_count(1)
+    page.locator("h1").click()
+    page.keyboard.press("a")
+    expect(page.locator(".side")).to_contain_text("approve at brand by grace")
+    quiet(page)
+
+
+def test_rooms_are_gone_through_and_back_without_loading_a_page(site: Site) -> None:
+    made = site.assets(3)
+    page = site.person("vera", Role.VIEWER)
+    page.goto(f"{site.address}/assets")
+    page.locator(".frame").first.click()
+    page.evaluate("window.same = true")
+    shots = []
+    for key in ("j", "j", "k"):
+        shots.append(page.locator("h1").inner_text())
+        page.keyboard.press(key)
+        expect(page.locator("h1")).not_to_have_text(shots[-1])
+    page.go_back()
+    expect(page.locator("h1")).to_have_text(f"{made[0].shot} #1")
+    assert page.evaluate("window.same") is True
+    assert page.title().startswith(made[0].shot)
+    quiet(page)
+
+
+def test_a_room_that_was_fetched_early_is_looked_at_again(site: Site) -> None:
+    """Somebody decided meanwhile: what is shown says so."""
+    site.assets(2)
+    page = site.person("vera", Role.VIEWER)
+    page.goto(f"{site.address}/assets")
+    page.clock.install()
+    page.locator(".frame").first.click()
+    page.wait_for_load_state("networkidle")
+    with site.session() as session:
+        oldest = session.scalars(select(Asset).order_by(Asset.made_at, Asset.id)).first()
+        assert oldest is not None
+        assert oldest.current is not None
+        decide.decide(session, oldest.id, Verdict.REJECT, "hedy", "three ears", oldest.current.sha256)
+    page.clock.fast_forward(20_000)
+    page.keyboard.press("j")
+    expect(page.locator(".side .state").first).to_have_text("rejected")
+
+
+def test_an_approved_asset_is_released_to_a_place_by_name(site: Site, room: Page, tmp_path: Path) -> None:
+    room.keyboard.press("a")
+    expect(room.locator(".side")).to_contain_text("approve at brand by grace")
+    room.get_by_role("button", name="Release").click()
+    expect(room.locator(".side .state").nth(1)).to_have_text("released")
+    assert [f.suffix for f in sorted((tmp_path / "web").rglob("*")) if f.is_file()]
+    quiet(room)
