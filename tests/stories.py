@@ -216,21 +216,26 @@ def a_record(version: AssetVersion, asset: Asset, references: Sequence[Reference
 
 
 def an_asset(
-    session: Session, campaign: Campaign | None = None, references: Sequence[Reference] = (), record: bool = True
-) -> Asset:
-    """A draft with one version and its lineage record."""
+    session: Session, campaign: Campaign | None = None, references: Sequence[Reference] = (), record: bool = True,
+    picture: str | None = None,
+) -> Asset:  # fmt: skip
+    """A draft with one version and its lineage record; picture: the sha256 of a blob that is there."""
     number = next(_numbers)
     campaign = campaign or a_campaign(session, f"campaign {number}")
     job = a_job(session, references)
     asset = Asset(campaign=campaign, shot=f"shot {number}", variant=1, job_key=job.key)
     session.add(asset)
     session.flush()
-    a_version(session, asset, references, record)
+    a_version(session, asset, references, record, picture)
     return asset
 
 
 def a_version(
-    session: Session, asset: Asset, references: Sequence[Reference] = (), record: bool = True
+    session: Session,
+    asset: Asset,
+    references: Sequence[Reference] = (),
+    record: bool = True,
+    picture: str | None = None,
 ) -> AssetVersion:
     """One more version of an asset."""
     number, parent = next(_numbers), asset.current
@@ -240,7 +245,7 @@ def a_version(
         number=parent.number + 1 if parent else 1,
         parent_id=parent.id if parent else None,
         job_key=a_job(session, references).key if parent else asset.job_key,
-        sha256=a_sha256(f"picture {number}"),
+        sha256=picture or a_sha256(f"picture {number}"),
         pixel_sha256=a_sha256(f"pixels {number}"),
         perceptual_hash=f"{number:016x}",
         width_px=64,
@@ -263,9 +268,10 @@ def an_asset_in_review(
     campaign: Campaign | None = None,
     references: Sequence[Reference] = (),
     outcome: CheckOutcome = CheckOutcome.PASS,
+    picture: str | None = None,
 ) -> Asset:
     """In review at the first stage; where `outcome` is no pass, by a waiver."""
-    asset = an_asset(session, campaign, references)
+    asset = an_asset(session, campaign, references, picture=picture)
     decide.submit(session, asset.id, "flow:campaign", blob_known=lambda sha256: True)
     decide.finish_checks(session, asset.id, [a_check(outcome)])
     if outcome in (CheckOutcome.FAIL, CheckOutcome.NOT_RUN):
@@ -284,9 +290,9 @@ def approve(session: Session, asset: Asset, by: str = REVIEWER) -> Asset:
 
 
 def an_approved_asset(
-    session: Session, campaign: Campaign | None = None, references: Sequence[Reference] = ()
+    session: Session, campaign: Campaign | None = None, references: Sequence[Reference] = (), picture: str | None = None
 ) -> Asset:
-    asset = an_asset_in_review(session, campaign, references)
+    asset = an_asset_in_review(session, campaign, references, picture=picture)
     for stage in policy_of(asset.campaign).stages:
         for number in range(stage.quorum):
             by = f"{REVIEWER} of {stage.name} {number}"

@@ -24,6 +24,7 @@ from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcom
 
 LONGEST_TEXT = 200
 COUNTED = 1000  # the newest so many are counted: what that costs does not grow with the rest
+PLACES: Any = select(Asset.id, Asset.made_at)  # of any row
 BETWEEN_WORDS = r"[\s\-_/\\.,;:!?'\"()#&|*<>\0]+"  # as words_of in the database parts them
 
 
@@ -94,24 +95,27 @@ def page(session: Session, filters: Filters, after: str | None = None, limit: in
         selectinload(Asset.versions).selectinload(AssetVersion.checks),
         joinedload(Asset.campaign).defer(Campaign.brief),  # large, and not what a list shows
     )
-    question = _placed(whole, session, filters, after, limit + 1, backwards=False)
+    question = _placed(whole, session, filters, after, limit + 1)
     found = session.scalars(question).all()
     shown = found[:limit]
     return Page(tuple(shown), mark_of(shown[-1].made_at, shown[-1].id) if len(found) > limit else None)
 
 
-def tiles(
-    session: Session, filters: Filters, after: str | None = None, limit: int = 50, *, backwards: bool = False
-) -> TilePage:
-    """The same as tiles; backwards, those before `after`, the nearest first."""
-    places: Any = select(Asset.id, Asset.made_at)  # of any row
-    question = _placed(places, session, filters, after, limit + 1, backwards=backwards)
-    found = session.execute(question).all()
-    more = len(found) > limit
+def tiles(session: Session, filters: Filters, after: str | None = None, limit: int = 50) -> TilePage:
+    """The same as tiles."""
+    found = session.execute(_placed(PLACES, session, filters, after, limit + 1)).all()
     shown = found[:limit]
-    return TilePage(
-        tiles_of(session, [row.id for row in shown]), mark_of(shown[-1].made_at, shown[-1].id) if more else None
-    )
+    next_after = mark_of(shown[-1].made_at, shown[-1].id) if len(found) > limit else None
+    return TilePage(tiles_of(session, [row.id for row in shown]), next_after)
+
+
+def around(
+    session: Session, filters: Filters, asset: Asset, later: int
+) -> tuple[Sequence[uuid.UUID], Sequence[uuid.UUID]]:
+    """Ids of the one before the place of an asset among those that pass, if any, and of so many behind it."""
+    place = mark_of(asset.made_at, asset.id)
+    backwards = _placed(PLACES, session, filters, place, 1, backwards=True)
+    return session.scalars(backwards).all(), session.scalars(_placed(PLACES, session, filters, place, later)).all()
 
 
 def tiles_of(session: Session, ids: Sequence[uuid.UUID]) -> tuple[Tile, ...]:
@@ -149,13 +153,13 @@ def counts(session: Session, filters: Filters) -> Counts:
     """How many of the newest assets that pass the filters are in each review state, the state's own filter left aside."""
     all_states = replace(filters, review=None)
     states: Any = select(Asset.review)
-    found = session.scalars(_placed(states, session, all_states, None, COUNTED + 1, backwards=False)).all()
+    found = session.scalars(_placed(states, session, all_states, None, COUNTED + 1)).all()
     counted = Counter(found[:COUNTED])
     return Counts({state.value: counted[state] for state in ReviewState if counted[state]}, len(found) > COUNTED)
 
 
 def _placed(
-    question: Select[Any], session: Session, filters: Filters, after: str | None, limit: int, *, backwards: bool
+    question: Select[Any], session: Session, filters: Filters, after: str | None, limit: int, *, backwards: bool = False
 ) -> Select[Any]:
     place = (Asset.made_at, Asset.id)
     if after is not None:

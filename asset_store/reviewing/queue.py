@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import (
+    ColumnElement,
+    Select,
     Text,
     and_,
     cast,
     exists,
-    false,
     func,
     literal,
     not_,
@@ -43,6 +44,7 @@ from asset_store.tables import (
 SHORTEST_PREFIX = 4
 CANDIDATES_SHOWN = 10
 NEVER = text("'infinity'::timestamptz")  # when what has no due time is due
+QUEUE_ORDER = (Asset.doubt, func.coalesce(Asset.due_at, NEVER), Asset.made_at, Asset.id)
 DOUBT = {CheckOutcome.FAIL: 0, CheckOutcome.NOT_RUN: 1, CheckOutcome.WARN: 2, CheckOutcome.PASS: 3}
 
 
@@ -94,22 +96,30 @@ def in_review(
 
 
 def queue_of(
-    session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None], limit: int = 200,
-    after: Asset | None = None, *, backwards: bool = False,
-) -> Sequence[uuid.UUID]:  # fmt: skip
+    session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None] | None, limit: int = 200
+) -> Sequence[uuid.UUID]:
     """Ids of what waits for one person's own decision: the doubtful first, then what is due first, then the longest waiting.
 
-    stages: by brand, at which the person decides; None is all. What they asked for, had made anew, or have approved since it was
-    last reopened is left out: it is not theirs to approve. after: what follows the place of this asset, which may have left the
-    queue; backwards, what stands before it, the nearest first.
+    stages: by brand, at which the person decides; None is all, of a brand or altogether. What they asked for, had made anew, or have
+    approved since it was last reopened is left out: it is not theirs to approve.
     """
+    return session.scalars(_waiting_for(person, stages).order_by(*QUEUE_ORDER).limit(limit)).all()
+
+
+def around(
+    session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None] | None, asset: Asset, later: int
+) -> tuple[Sequence[uuid.UUID], Sequence[uuid.UUID]]:
+    """Ids of the one before the place of an asset in that queue, if any, and of so many behind it; it may have left the queue."""
+    waiting = _waiting_for(person, stages)
+    due = NEVER if asset.due_at is None else literal(asset.due_at)
+    here = tuple_(literal(asset.doubt), due, literal(asset.made_at), literal(asset.id))
+    backwards = waiting.where(tuple_(*QUEUE_ORDER) < here).order_by(*(c.desc() for c in QUEUE_ORDER)).limit(1)
+    forwards = waiting.where(tuple_(*QUEUE_ORDER) > here).order_by(*QUEUE_ORDER).limit(later)
+    return session.scalars(backwards).all(), session.scalars(forwards).all()
+
+
+def _waiting_for(person: str, stages: Mapping[uuid.UUID, Collection[str] | None] | None) -> Select[uuid.UUID]:
     name = name_of(person)
-    mine = [
-        Asset.brand_id == brand
-        if at is None
-        else and_(Asset.brand_id == brand, Asset.waits_at.overlap(cast(list(at), ARRAY(Text))))
-        for brand, at in stages.items()
-    ]
     asked = or_(
         func.lower(Campaign.requested_by) == name,
         and_(
@@ -132,20 +142,21 @@ def queue_of(
         func.lower(Decision.by) == name,
         not_(undone),
     )
-    order = (Asset.doubt, func.coalesce(Asset.due_at, NEVER), Asset.made_at, Asset.id)
-    question = (
-        select(Asset.id)
-        .where(
-            Asset.review == ReviewState.IN_REVIEW, or_(false(), *mine), not_(asked_for), not_(retaken), not_(approved)
-        )
-        .order_by(*([column.desc() for column in order] if backwards else order))
-        .limit(limit)
+    waiting = select(Asset.id).where(
+        Asset.review == ReviewState.IN_REVIEW, not_(asked_for), not_(retaken), not_(approved)
     )
-    if after is not None:
-        due = NEVER if after.due_at is None else literal(after.due_at)
-        here, there = tuple_(*order), tuple_(literal(after.doubt), due, literal(after.made_at), literal(after.id))
-        question = question.where(here < there if backwards else here > there)
-    return session.scalars(question).all()
+    return waiting if stages is None else waiting.where(_decided_by(stages))
+
+
+def _decided_by(stages: Mapping[uuid.UUID, Collection[str] | None]) -> ColumnElement[bool]:
+    """Whether an asset waits at one of these stages of its brand."""
+    whole = [brand for brand, at in stages.items() if at is None]
+    some = (
+        and_(Asset.brand_id == brand, Asset.waits_at.overlap(cast(list(at), ARRAY(Text))))
+        for brand, at in stages.items()
+        if at is not None
+    )
+    return or_(Asset.brand_id.in_(whole), *some)
 
 
 def find_asset(session: Session, id_or_prefix: str) -> Asset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,9 +14,8 @@ from sqlalchemy.orm import Session
 from asset_store.errors import NotSignedIn
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing.grid import Filters, Tile
-from asset_store.reviewing.queue import queue_of
 from asset_store.reviewing.states import Availability, ReviewState
-from asset_store.tables import Asset, Brand, Campaign, Character, CheckOutcome
+from asset_store.tables import Brand, Campaign, Character, CheckOutcome
 from studio.api.callers import StoreDep, caller
 
 PAGE = 60
@@ -39,13 +38,13 @@ def visitor(request: Request, store: StoreDep) -> Principal:
         raise ToSignIn from None
 
 
-def queued(
-    session: Session, who: Principal, limit: int, after: Asset | None = None, *, backwards: bool = False
-) -> Sequence[uuid.UUID]:
-    """Ids of the caller's queue, the doubtful and then the due first; `after` and `backwards` as in queue_of."""
+def stages_of(who: Principal, session: Session) -> Mapping[uuid.UUID, Collection[str] | None] | None:
+    """By brand, the stages that they decide at, None for all of it; None where that is everything there is."""
     deciding = who.brands(Action.DECIDE)
+    if deciding is None and who.stages(uuid.UUID(int=0)) is None:
+        return None
     brands = session.scalars(select(Brand.id)).all() if deciding is None else deciding
-    return queue_of(session, who.actor, {b: who.stages(b) for b in brands}, limit, after, backwards=backwards)
+    return {brand: who.stages(brand) for brand in brands}
 
 
 def read_filters(given: Mapping[str, str], who: Principal) -> tuple[Filters, list[str]]:

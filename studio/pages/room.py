@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from sqlalchemy import select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session, joinedload, selectinload
 
-from asset_store.keyset import mark_of
 from asset_store.people.permissions import Action, Principal
-from asset_store.reviewing import assigning, grid
+from asset_store.reviewing import assigning, grid, queue
 from asset_store.reviewing.comments import remarks_of
+from asset_store.reviewing.grid import Tile
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.queue import DOUBT
 from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, LineageRecord
+from asset_store.tables import Asset, AssetVersion, Campaign, LineageRecord
 from studio.api.answers import AssetOut, CommentOut
 from studio.api.callers import StoreDep, need, own_stages
 from studio.pages import lists
@@ -40,7 +40,8 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
         records = select(LineageRecord).where(LineageRecord.version_id.in_([v.id for v in asset.versions]))
         record = {r.version_id: r.record for r in session.scalars(records)}
         shown = record.get(asset.current.id, {}) if asset.current else {}
-        tile = grid.tiles_of(session, [asset.id])[0]
+        before, later = _around(session, asset, within, who)
+        tile, *beside = grid.tiles_of(session, [asset.id, *before, *later])
         return page(
             request, "room.html", who, asset=AssetOut.of(asset).model_dump(mode="json"), card=lists.card(tile, ""),
             checks=sorted(asset.current.checks if asset.current else [], key=lambda c: (DOUBT[c.outcome], c.seq)),
@@ -51,7 +52,7 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
             decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
             lost=asset.review is ReviewState.DRAFT and asset.current is not None and came_to_nothing(session, asset),
             mine=own_stages(asset, who), may={a.value: who.may(a, asset.brand_id) for a in Action},
-            places=sorted(store.settings.delivery.places), around=_around(session, asset, within, who),
+            places=sorted(store.settings.delivery.places), around=_ways(beside[: len(before)], beside[len(before) :], within),
         )  # fmt: skip
 
 
@@ -59,29 +60,30 @@ def _whole(session: Session, asset_id: uuid.UUID, who: Principal) -> Asset:
     """The asset with all that hangs on its versions, if they may see it. NotFound."""
     versions = selectinload(Asset.versions)
     parts = versions.selectinload(AssetVersion.checks), versions.selectinload(AssetVersion.decisions)
-    asset = session.get(Asset, asset_id, options=parts)
+    asset = session.get(Asset, asset_id, options=(*parts, joinedload(Asset.campaign).defer(Campaign.brief)))
     need(who, Action.VIEW, None if asset is None else asset.brand_id, "asset", asset_id)
     assert asset is not None
     return asset
 
 
-def _around(session: Session, asset: Asset, within: Mapping[str, str], who: Principal) -> dict[str, Any]:
-    """The assets before and after this one in the list that it was opened from."""
+def _around(
+    session: Session, asset: Asset, within: Mapping[str, str], who: Principal
+) -> tuple[Sequence[uuid.UUID], Sequence[uuid.UUID]]:
+    """Ids of the one before this asset in the list that it was opened from, if any, and of those behind it."""
     if within.get("from") == lists.QUEUE:
-        later = grid.tiles_of(session, lists.queued(session, who, AHEAD, asset))
-        before = grid.tiles_of(session, lists.queued(session, who, 1, asset, backwards=True))
-    else:
-        filters, _ = lists.read_filters(within, who)
-        place = mark_of(asset.made_at, asset.id)
-        later = grid.tiles(session, filters, place, AHEAD).tiles
-        before = grid.tiles(session, filters, place, 1, backwards=True).tiles
+        return queue.around(session, who.actor, lists.stages_of(who, session), asset, AHEAD)
+    filters, _ = lists.read_filters(within, who)
+    return grid.around(session, filters, asset, AHEAD)
+
+
+def _ways(before: Sequence[Tile], later: Sequence[Tile], within: Mapping[str, str]) -> dict[str, Any]:
+    """Where the keys lead, and what is fetched before they are pressed."""
     address = urlencode(within)
+    back, on = ([lists.card(tile, address)["href"] for tile in tiles] for tiles in (before, later))
     return {
-        "next": lists.card(later[0], address)["href"] if later else None,
-        "previous": lists.card(before[0], address)["href"] if before else None,
-        "ahead": [lists.card(tile, address)["href"] for tile in later],
+        "next": on[0] if on else None, "previous": back[0] if back else None, "ahead": on,
         "pictures": [_picture(tile.id, tile.sha256) for tile in later if tile.sha256],
-    }
+    }  # fmt: skip
 
 
 def _picture(asset_id: uuid.UUID, sha256: str) -> str:

@@ -18,6 +18,7 @@ from asset_store.people.company import local_path
 from asset_store.people.permissions import Action, Principal
 from asset_store.repositories.catalogue import characters, look_through
 from asset_store.reviewing import grid, similar
+from asset_store.reviewing.queue import queue_of
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Brand, CheckOutcome, ReferenceState
 from studio.api.callers import StoreDep
@@ -51,7 +52,7 @@ def queue_page(request: Request, store: StoreDep) -> Response:
     """What waits for the caller's own decision, the doubtful first."""
     who = lists.visitor(request, store)
     with store.database.transaction() as session:
-        found = lists.queued(session, who, lists.PAGE + 1)
+        found = queue_of(session, who.actor, lists.stages_of(who, session), lists.PAGE + 1)
         tiles = grid.tiles_of(session, found[: lists.PAGE])
         cards = [lists.card(tile, f"from={lists.QUEUE}") for tile in tiles]
         return page(request, "queue.html", who, cards=cards, more=len(found) > lists.PAGE)
@@ -76,14 +77,18 @@ def grid_page(
             found = grid.tiles(session, filters, after, lists.PAGE)
             tiles, next_after = found.tiles, found.next_after
         address = urlencode(given)
+        shown = {
+            "cards": [lists.card(t, address) for t in tiles], "given": given, "told": told, "told_of": told_of, "address": address,
+            "can_decide": lists.able(who, Action.DECIDE), "can_share": lists.able(who, Action.SHARE),
+            "next_page": f"/assets?{urlencode({**given, 'after': next_after})}" if next_after else None,
+            "without": lambda name: "/assets?" + urlencode({k: v for k, v in given.items() if k != name}),
+        }  # fmt: skip
+        if "HX-Request" in request.headers and "HX-History-Restore-Request" not in request.headers:
+            return page(request, "found.html", who, **shown)  # the page is there already
         return page(
-            request, "grid.html", who, cards=[lists.card(t, address) for t in tiles], given=given, told=told,
-            address=address, more=bool(lists.MORE & given.keys()), names=lists.names(session, who),
+            request, "grid.html", who, **shown, more=bool(lists.MORE & given.keys()), names=lists.names(session, who),
             states=[s.value for s in ReviewState], availabilities=[a.value for a in Availability],
-            outcomes=[o.value for o in CheckOutcome], checks=checks.NAMES, told_of=told_of, saved=saved.kept(session, who.person_id),
-            can_decide=lists.able(who, Action.DECIDE), can_share=lists.able(who, Action.SHARE),
-            next_page=f"/assets?{urlencode({**given, 'after': next_after})}" if next_after else None,
-            without=lambda name: "/assets?" + urlencode({k: v for k, v in given.items() if k != name}),
+            outcomes=[o.value for o in CheckOutcome], checks=checks.NAMES, saved=saved.kept(session, who.person_id),
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from asset_store import checks
 from asset_store.reviewing import decide, grid
 from asset_store.reviewing.grid import Filters
-from asset_store.reviewing.queue import DOUBT, queue_of
+from asset_store.reviewing.queue import DOUBT, around, queue_of
 from asset_store.tables import Asset, Campaign, CheckOutcome, Job
 from tests.stories import (
     a_brand,
@@ -112,8 +112,8 @@ def test_pages_follow_one_another_both_ways_without_gap_or_double(session: Sessi
             break
     assert {tile.id for tile in whole} == {asset.id for asset in made}
     assert tuple(seen) == whole
-    here = grid.mark_of(whole[4].made_at, whole[4].id)
-    assert grid.tiles(session, Filters(), here, 2, backwards=True).tiles == (whole[3], whole[2])
+    here = session.get_one(Asset, whole[4].id)
+    assert grid.around(session, Filters(), here, 5) == ([whole[3].id], [whole[5].id, whole[6].id])
 
 
 def test_counts_are_of_the_newest_and_say_when_there_are_more(
@@ -143,8 +143,8 @@ def test_the_queue_goes_on_from_an_asset_that_has_left_it(session: Session) -> N
     assert set(whole) == {asset.id for asset in assets}
     middle = row(session, session.get_one(Asset, whole[1]))
     decide.decide(session, middle.id, decide.Verdict.APPROVE, "grace", "", middle.current.sha256)  # type: ignore[union-attr]
-    assert list(queue_of(session, "grace", stages, 5, middle)) == [whole[2]]
-    assert list(queue_of(session, "grace", stages, 5, middle, backwards=True)) == [whole[0]]
+    assert around(session, "grace", stages, middle, 5) == ([whole[0]], [whole[2]])
+    assert around(session, "grace", None, middle, 5) == ([whole[0]], [whole[2]])
 
 
 def test_a_filter_offers_every_check_that_there_is() -> None:

@@ -172,7 +172,8 @@ def test_pages_follow_one_another_without_gap_or_double(door: Door, grace: TestC
         if after is None:
             break
     assert sorted(found) == sorted(str(a.id) for a in made)
-    assert answer["counts"] == {"in review": 7}
+    assert answer["counts"] is None
+    assert grace.get("/v1/assets?counts=true").json()["counts"] == {"by_state": {"in review": 7}, "more": False}
     for never in ("x", "2026-01-01|x", f"2026-01-01|{uuid.uuid4()}"):
         assert grace.get("/v1/assets", params={"after": never}).status_code == 404
 

@@ -1,0 +1,143 @@
+"""Pictures like one, saved filters, sign-in links and sessions, releases: by /v1, within what the caller may see."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from sqlalchemy import select
+
+from asset_store.blobs import open_blobs
+from asset_store.database import Database
+from asset_store.people.permissions import Action
+from asset_store.repositories import libraries
+from asset_store.reviewing import similar
+from asset_store.tables import Asset, AuditRow, Delivery, Role
+from flows.settings import DeliverySettings, Settings
+from flows.wiring import Store
+from tests.stories import a_campaign, a_reference, a_sha256, an_approved_asset, an_asset
+from tests.studio.api.conftest import Door
+
+
+def test_only_what_may_be_seen_is_like_a_picture(door: Door) -> None:
+    with door.session() as session:
+        mine, near = an_asset(session), an_asset(session)
+        other = an_asset(session, a_campaign(session, brand="other"))
+        reference = a_reference(session)
+        libraries.save_encoder(session, a_sha256("clip"), "clip", 2, {})
+        vectors = [
+            (a.current.sha256, np.array([1, i], dtype=np.float32))
+            for i, a in enumerate((mine, near, other))
+            if a.current
+        ]
+        similar.remember(session, a_sha256("clip"), vectors)
+        libraries.save_embeddings(
+            session, a_sha256("clip"), [(reference.sha256, np.array([1, 0], dtype=np.float32), None)]
+        )
+    vera, both = door.person("vera", Role.VIEWER, brand="bobo"), door.person("ada", Role.VIEWER)
+    found = vera.get(f"/v1/assets/{mine.id}/similar").json()["similar"]
+    assert [(f["asset_id"], f["likeness"]) for f in found] == [(str(near.id), 0.7071)]
+    assert [f["asset_id"] for f in both.get(f"/v1/assets/{mine.id}/similar").json()["similar"]] == [
+        str(near.id),
+        str(other.id),
+    ]
+    assert vera.get(f"/v1/assets/{other.id}/similar").status_code == 404
+    ids = [f["asset_id"] for f in vera.get(f"/v1/references/{reference.id}/similar?limit=1").json()["similar"]]
+    assert ids == [str(mine.id)]
+    assert vera.get(f"/v1/assets/{mine.id}/similar?review=approved").json() == {"similar": []}
+
+
+def test_saved_filters_are_one_s_own_whatever_they_are_called(door: Door) -> None:
+    vera, ada = door.person("vera", Role.VIEWER), door.person("ada", Role.VIEWER)
+    body = {"filters": {"review": "in review"}}
+    for name in ("to do", "a%2Fb", "%C3%A9"):
+        assert vera.put(f"/v1/filters/{name}", json=body).status_code == 200
+    assert [f["name"] for f in vera.get("/v1/filters").json()["filters"]] == ["a/b", "to do", "é"]
+    assert ada.get("/v1/filters").json() == {"filters": []}
+    assert ada.delete("/v1/filters/to do").status_code == 404
+    assert [f["name"] for f in vera.delete("/v1/filters/a%2Fb").json()["filters"]] == ["to do", "é"]
+    assert vera.put("/v1/filters/x", json={"filters": {"within": "all"}}).status_code == 422
+
+
+def test_a_link_signs_in_once_and_is_on_record(door: Door) -> None:
+    olga = door.person("olga", Role.ADMIN)
+    door.person("vera", Role.VIEWER)
+    address = olga.post("/v1/people/vera/links").json()["address"]
+    token = address.rpartition("#")[2]
+    assert door.nobody().post("/v1/sessions", json={"link": token}).json()["actor"] == "vera"
+    assert door.nobody().post("/v1/sessions", json={"link": token}).status_code == 401
+    assert olga.post("/v1/people/nobody/links").status_code == 404
+    with door.session() as session:
+        made = session.scalars(select(AuditRow).where(AuditRow.action == "make sign-in link")).all()
+    assert ("olga", "vera") in [(row.actor, row.detail["handle"]) for row in made]
+    assert all(token not in str(row.detail) for row in made)
+
+
+def test_all_other_browsers_are_signed_out(door: Door) -> None:
+    here, elsewhere, other = door.person("vera", Role.VIEWER), door.person("vera"), door.person("ada", Role.VIEWER)
+    assert here.delete("/v1/sessions").json() == {"ended": 1}
+    assert [c.get("/v1/me").status_code for c in (here, elsewhere, other)] == [200, 401, 200]
+    assert here.delete("/v1/sessions").json() == {"ended": 0}
+
+
+@pytest.fixture
+def shop(own_database: Database, tmp_path: Path) -> Door:
+    """With one place to release to."""
+    places = DeliverySettings(places={"web": str(tmp_path / "web")})
+    return Door(Store(own_database, open_blobs(str(tmp_path / "blobs")), Settings(home=tmp_path, delivery=places)))
+
+
+def approved(shop: Door) -> Asset:
+    """With a picture that is there."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (9, 90, 160)).save(out, "PNG")
+    with shop.session() as session:
+        return an_approved_asset(session, picture=shop.store.blobs.put(out.getvalue(), "image/png"))
+
+
+def released(client: TestClient, asset: Asset, version: int, key: str = "one", place: str = "web") -> httpx.Response:
+    return client.post(
+        f"/v1/assets/{asset.id}/releases", json={"place": place}, headers={"If-Match": f'"{version}"', "Idempotency-Key": key}
+    )  # fmt: skip
+
+
+def test_a_release_is_delivered_once(shop: Door, tmp_path: Path) -> None:
+    asset, lee = approved(shop), shop.person("lee", Role.RELEASER)
+    assert lee.get("/v1/places").json() == {"places": ["web"]}
+    version = lee.get(f"/v1/assets/{asset.id}").json()["row_version"]
+    assert released(lee, asset, version - 1, "stale").status_code == 412
+    first = released(lee, asset, version)
+    again = released(lee, asset, version)
+    assert first.status_code == again.status_code == 201
+    assert first.json() == again.json()
+    assert first.json()["availability"] == "released"
+    files = [f for f in (tmp_path / "web").rglob("*") if f.is_file()]
+    with shop.session() as session:
+        rows = session.scalars(select(Delivery)).all()
+    assert sorted(str(f) for f in files) == sorted(r.address for r in rows)
+    assert {(r.channel, r.by) for r in rows} == {("web", "lee")}
+
+
+def test_only_places_of_the_settings_are_released_to(shop: Door, tmp_path: Path) -> None:
+    asset, lee = approved(shop), shop.person("lee", Role.RELEASER)
+    version = lee.get(f"/v1/assets/{asset.id}").json()["row_version"]
+    for place in ("elsewhere", str(tmp_path / "other"), "../web"):
+        assert released(lee, asset, version, place, place).status_code == 404
+    assert not (tmp_path / "other").exists()
+    assert released(shop.person("grace", Role.REVIEWER), asset, version).status_code == 403
+    key = shop.key("shop", "lee", Action.RELEASE, Action.VIEW)
+    assert released(key, asset, version).status_code == 201
+
+
+def test_what_is_not_approved_is_delivered_nowhere(shop: Door, tmp_path: Path) -> None:
+    with shop.session() as session:
+        asset = an_asset(session)
+    lee = shop.person("lee", Role.RELEASER)
+    answer = released(lee, asset, asset.row_version)
+    assert answer.status_code == 409
+    assert not (tmp_path / "web").exists()
