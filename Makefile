@@ -7,13 +7,13 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo test browser check bench-fidelity clean
+.PHONY: help install demo screenshots test browser check bench-fidelity bench-review clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # torch first and alone: other packages would pull its newest build with gigabytes of CUDA.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt deploy/building.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Onmodel needs Python 3.11 or newer: make PYTHON=python3.11 demo"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
@@ -24,6 +24,9 @@ install: $(VENV)/installed  ## make .venv with pinned dependencies
 
 demo: $(VENV)/installed  ## a library from S3, new pictures, review, release, lineage
 	@$(BIN)/python deploy/demo.py
+
+screenshots: $(VENV)/installed browser  ## the pictures of docs/review.md, of the demo
+	$(BIN)/python deploy/screenshots.py
 
 check: $(VENV)/installed  ## ruff, mypy, import contracts, migrations
 	$(BIN)/ruff check .
@@ -42,6 +45,9 @@ test: check browser  ## all checks, then all tests
 
 bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 200 characters it never saw
 	$(BIN)/python -m ipadapter_engine.evaluation.fidelity
+
+bench-review: $(VENV)/installed browser  ## is deciding as quick among 100,000 assets as among 1,000?
+	$(BIN)/python -m benchmarks.review
 
 clean:  ## remove the environment and the demo's data
 	rm -rf $(VENV) demo

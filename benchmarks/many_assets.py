@@ -124,7 +124,7 @@ def _campaigns(
                 brands[b][0],
                 json.dumps(brief),
                 sha256_of(brief),
-                '["brand", "legal"]',
+                '["brand"]',
                 "someone",
                 "seed",
                 now - EVERY * CAMPAIGN * (i + 1),
@@ -151,7 +151,7 @@ def _assets(
         at = now - EVERY * (i + 1)
         jobs.append((key, "studio", json.dumps({"prompt": prompt, "seed": i}), "succeeded", at, at))
         state = "in review" if i < len(pictures) else rng.choice(states)
-        waits = "{" + rng.choice(("brand", "legal")) + "}" if state == "in review" else "{}"
+        waits = "{brand}" if state == "in review" else "{}"
         due = at + timedelta(days=rng.randrange(1, 9)) if state == "in review" and rng.random() < 0.5 else None
         released = "released" if state == "approved" and rng.random() < 0.5 else "unreleased"
         asset = Asset(

@@ -44,7 +44,8 @@ def link_for(session: Session, handle: str, address: str) -> str:
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 takes a free one. SettingsInvalid where the port is taken."""
-    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # The protocol is named: only of such sockets does asyncio send small writes at once, and else each answer waits 40 ms.
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         server.bind((host, port))

@@ -23,6 +23,7 @@ def up(
 ) -> None:
     """Start the database, Prefect, a worker, the API and the pages, and print the address and a link that signs you in."""
     with speaking():
+        import gc
         import os
         import signal
 
@@ -62,6 +63,8 @@ def up(
             config = uvicorn.Config(
                 create_app(store), log_level="warning", server_header=False, timeout_graceful_shutdown=5
             )
+            gc.collect()
+            gc.freeze()  # what is loaded by now stays: looking through it again held answers up
             uvicorn.Server(config).run(sockets=[server])
 
 

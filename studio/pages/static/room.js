@@ -52,6 +52,20 @@ async function lookAgain(address) {
   if (now && (now.dataset.rowVersion !== room.dataset.rowVersion || differs("[data-comments-json]"))) shown(page);
 }
 
+let answered = Promise.resolve(true); // whether the last decision was taken
+
+/** Back to a room whose decision was refused, as it is now, with what had been written. */
+async function refused(address, reason, words) {
+  answered = Promise.resolve(true);
+  const page = await fetched(address, true).page;
+  ahead.delete(address);
+  if (!page) return say(words, { name: "Back to it", act: () => go(address) });
+  history.pushState({ room: true }, "", address);
+  shown(page);
+  if (here.form) here.form.elements.reason.value = reason;
+  say(words);
+}
+
 addEventListener("popstate", (event) => event.state?.room && go(location.href, { push: false }));
 history.replaceState({ room: true }, "");
 
@@ -121,17 +135,19 @@ class Room {
       return say(`Say why, then press ${verdict === "reject" ? "Reject" : "Changes"} again.`);
     }
     this.deciding = true;
+    if (!(await answered) || here !== this) return void (this.deciding = false); // one after another: the one before was refused
     const { asset, sha256, rowVersion, next } = room.dataset;
     const body = { verdict, reason, sha256, stage: form.elements.stage?.value ?? null };
     const key = (this.said[JSON.stringify(body)] ??= crypto.randomUUID());
-    const answer = await ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": key });
+    const asked = ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": key });
+    answered = asked.then((answer) => answer.ok);
+    const from = location.href;
+    if (next) await go(next); // it is looked at while this one is written down; nothing is decided on it before
+    const answer = await asked;
     this.deciding = false;
-    if (!answer.ok) return say(told(answer.body), answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);
+    if (!answer.ok) return next ? refused(from, reason, told(answer.body)) : say(told(answer.body), answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);
     const words = `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.review}`;
-    if (next) {
-      await go(next);
-      return say(words);
-    }
+    if (next) return say(words);
     sessionStorage.setItem("said", words);
     location.assign(new URLSearchParams(location.search).get("from") === "queue" ? "/" : location.href);
   }

@@ -220,3 +220,50 @@ def test_an_approved_asset_is_released_to_a_place_by_name(site: Site, room: Page
     expect(room.locator(".side .state").nth(1)).to_have_text("released")
     assert [f.suffix for f in sorted((tmp_path / "web").rglob("*")) if f.is_file()]
     quiet(room)
+
+
+def test_a_decision_that_is_refused_comes_back_with_what_was_written(site: Site) -> None:
+    """The next picture was shown at once; nothing is decided on it, and nothing is lost."""
+    site.assets(2)
+    page = site.person("grace", Role.REVIEWER)
+    page.goto(f"{site.address}/assets")
+    page.locator(".frame").first.click()
+    page.wait_for_selector("[data-deep]")
+    first = page.locator("h1").inner_text()
+    shot = first.removesuffix(" #1")
+    with site.session() as session:
+        asset = session.scalars(select(Asset).where(Asset.shot == shot)).one()
+        assert asset.current is not None
+        decide.decide(session, asset.id, Verdict.REQUEST_CHANGES, "hedy", "three ears", asset.current.sha256)
+    page.locator("[name=reason]").fill("four ears")
+    page.locator("[data-verdict=reject]").click()
+    expect(page.locator("#said")).to_contain_text("Look at the current version")
+    expect(page.locator("h1")).to_have_text(first)
+    expect(page.locator("[name=reason]")).to_have_value("four ears")
+    expect(page.locator(".side .state").first).to_have_text("changes requested")
+    page.locator("[data-verdict=reject]").click()  # on what is seen now, it may
+    expect(page.locator("#said")).to_contain_text("rejected")
+    with site.session() as session:
+        assert sorted(a.review.value for a in session.scalars(select(Asset))) == ["in review", "rejected"]
+    quiet(page)
+
+
+def test_a_decision_that_cannot_be_sent_says_so_and_leads_back(site: Site) -> None:
+    site.assets(2)
+    page = site.person("grace", Role.REVIEWER)
+    page.goto(f"{site.address}/assets")
+    page.locator(".frame").first.click()
+    page.wait_for_selector("[data-deep]")
+    page.wait_for_load_state("networkidle")
+    first = page.locator("h1").inner_text()
+    page.context.set_offline(True)
+    page.keyboard.press("a")
+    expect(page.locator("#said")).to_contain_text("cannot be reached")
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Back to it").click()
+    expect(page.locator("h1")).to_have_text(first)
+    page.keyboard.press("a")
+    expect(page.locator("#said")).to_contain_text("approved")
+    with site.session() as session:
+        assert sorted(a.review.value for a in session.scalars(select(Asset))) == ["approved", "in review"]
+    quiet(page)
