@@ -215,7 +215,7 @@ class DatabaseTooOld(StoreError):
         self.found = found
         super().__init__(
             f"the database has {what} {found}, and Onmodel needs {needed} or newer",
-            f"Upgrade {what}, or unset ONMODEL_DATABASE__URL to use the embedded database.",
+            f"Upgrade {what} (of an extension also in the database: `ALTER EXTENSION vector UPDATE`), or unset ONMODEL_DATABASE__URL to use the embedded database.",
         )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import NotFound, ReleaseRefused, StaleVersion
-from asset_store.reviewing.decide import lock_asset, standing_decisions, unfilled
+from asset_store.reviewing.decide import lock_asset, need_row_version, standing_decisions, unfilled
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.states import Availability, AvailabilityEvent, ReviewState, next_state
 from asset_store.rights import licences
@@ -29,23 +29,31 @@ class NewDelivery:
     sha256: str
 
 
-def prepare(session: Session, asset_id: uuid.UUID, by: str, on: date) -> AssetVersion:
+def prepare(session: Session, asset_id: uuid.UUID, by: str, on: date, row_version: int | None = None) -> AssetVersion:
     """The version that may be released on that day; renditions are written from it outside any transaction.
 
-    ReleaseRefused where it is not approved at every stage or its availability forbids it; RightsRefused.
+    ReleaseRefused where it is not approved at every stage or its availability forbids it; RightsRefused; StaleVersion where it is not
+    as it was seen, if that is said.
     """
-    return _released_version(session, asset_id, by, on)[1]
+    asset, version = _released_version(session, asset_id, by, on)
+    if row_version is not None:
+        need_row_version(asset, row_version)
+    return version
 
 
 def finish(
-    session: Session, asset_id: uuid.UUID, deliveries: Iterable[NewDelivery], by: str, on: date | None = None
-) -> Asset:
+    session: Session, asset_id: uuid.UUID, deliveries: Iterable[NewDelivery], by: str, on: date | None = None,
+    version_id: uuid.UUID | None = None,
+) -> Asset:  # fmt: skip
     """Write down where the renditions went and make the asset released, after the guards of `prepare` once more.
 
     `on` is today (UTC) unless given. Safe to repeat: an address that is written down already is passed over, and
-    ReleaseRefused if other bytes went there now.
+    ReleaseRefused if other bytes went there now. version_id: the version that they were written from; StaleVersion where another is
+    current by now.
     """
     asset, version = _released_version(session, asset_id, by, on or datetime.now(UTC).date())
+    if version_id is not None and version.id != version_id:
+        raise StaleVersion("version", str(version_id), str(version.id))
     before = {
         (row.channel, row.address): row.sha256
         for row in session.scalars(select(Delivery).where(Delivery.version_id == version.id))
@@ -70,6 +78,15 @@ def finish(
     detail = {"version": version.number, "sha256": version.sha256, "deliveries": [asdict(d) for d in fresh.values()]}
     audit.record(session, by, AvailabilityEvent.RELEASE.value, f"asset {asset_id}", detail)
     return asset
+
+
+def delivered(session: Session, asset_id: uuid.UUID, channel: str, by: str) -> bool:
+    """Whether the current version of a released asset went to that channel already, by them."""
+    asset = session.get(Asset, asset_id)
+    if asset is None or asset.availability is not Availability.RELEASED or asset.current is None:
+        return False
+    there = (Delivery.version_id == asset.current.id, Delivery.channel == channel, Delivery.by == by)
+    return session.scalar(select(Delivery.seq).where(*there).limit(1)) is not None
 
 
 def _released_version(session: Session, asset_id: uuid.UUID, by: str, on: date) -> tuple[Asset, AssetVersion]:

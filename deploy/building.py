@@ -54,14 +54,16 @@ PACKAGES = (
 
 def fetch(into: Path = FETCHED) -> None:
     """Bring what is not there yet. SystemExit with what to do where npm cannot, or brings other bytes than were pinned."""
-    for package in PACKAGES:
-        if all(_is(into / name, sha256) for name, _, sha256 in package.files):
-            continue
+    for package in _lacking(into):
         with tempfile.TemporaryDirectory(prefix="onmodel-") as folder:
             archive = _packed(package, Path(folder))
             with tarfile.open(fileobj=io.BytesIO(archive)) as files:
                 for name, path, sha256 in package.files:
                     _put(into / name, files, f"package/{path}", sha256, package)
+
+
+def _lacking(into: Path) -> list[Package]:
+    return [p for p in PACKAGES if not all(_is(into / name, sha256) for name, _, sha256 in p.files)]
 
 
 def _packed(package: Package, folder: Path) -> bytes:
@@ -101,7 +103,7 @@ def _is(place: Path, sha256: str) -> bool:
 
 
 def _needed() -> list[str]:
-    return [] if shutil.which("npm") else [NODE]
+    return [NODE] if _lacking(FETCHED) and not shutil.which("npm") else []
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

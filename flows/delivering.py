@@ -17,14 +17,17 @@ from flows.settings import Settings
 from flows.wiring import Store
 
 
-def deliver(store: Store, asset_id: uuid.UUID, to: str, by: str, channel: str) -> list[NewDelivery]:
+def deliver(
+    store: Store, asset_id: uuid.UUID, to: str, by: str, channel: str, row_version: int | None = None
+) -> list[NewDelivery]:
     """Check the guards, write renditions, check them again and write the rows. Safe to repeat.
 
-    to: s3://bucket/prefix or a folder. ReleaseRefused, RightsRefused, DeliveryFailed.
+    to: s3://bucket/prefix or a folder; row_version: as the asset was seen, if that matters. ReleaseRefused, RightsRefused,
+    StaleVersion, DeliveryFailed.
     """
     today = datetime.now(UTC).date()
     with store.database.transaction() as session:
-        version = releasing.prepare(session, asset_id, by, today)
+        version = releasing.prepare(session, asset_id, by, today, row_version)
         name = _file_name(session.get_one(Asset, asset_id), version.number)
         record = session.scalars(select(LineageRecord.record).where(LineageRecord.version_id == version.id)).one()
     place = open_place(to, endpoint_url=store.settings.s3.endpoint_url, region=store.settings.s3.region)
@@ -33,7 +36,7 @@ def deliver(store: Store, asset_id: uuid.UUID, to: str, by: str, channel: str) -
         address = place.write(name + rendition.suffix, rendition.data, rendition.content_type)
         deliveries.append(NewDelivery(channel, address, rendition.kind, rendition.sha256))
     with store.database.transaction() as session:
-        releasing.finish(session, asset_id, deliveries, by, today)
+        releasing.finish(session, asset_id, deliveries, by, today, version.id)
     return deliveries
 
 

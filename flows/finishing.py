@@ -22,7 +22,7 @@ from asset_store.checks import (
     check_identity,
     check_palette,
 )
-from asset_store.errors import BlobMissing, RightsRefused
+from asset_store.errors import BlobCorrupt, BlobMissing, PictureRefused, RightsRefused
 from asset_store.lineage import record as lineage
 from asset_store.pictures import open_picture
 from asset_store.repositories import jobs as job_table
@@ -163,21 +163,20 @@ def attach(session: Session, key: str, done: Finished, made: Engine, thresholds:
 
 
 def embed_pictures(store: Store, made: Engine, most: int) -> int:
-    """Embed pictures that no encoder has seen, such as those of before this was done; returns how many. One whose blob is lost is
-    passed over."""
+    """Embed pictures that the engine's encoder has not seen, such as those of before it came; returns how many. One that is lost or
+    cannot be opened is not tried again."""
     with store.database.transaction() as session:
-        unseen = similar.unseen(session, most)
+        remember_encoder(session, made)
+        unseen = similar.unseen(session, made.encoder.sha256, most)
     embedded = 0
     for sha256 in unseen:
         try:
-            image = open_picture(store.blobs.get(sha256)).image
-        except BlobMissing:
-            continue
-        vector = made.encoder.encode([image])[0].pooled
+            vector = made.encoder.encode([open_picture(store.blobs.get(sha256)).image])[0].pooled
+            embedded += 1
+        except (BlobMissing, BlobCorrupt, PictureRefused):
+            vector = None
         with store.database.transaction() as session:
-            remember_encoder(session, made)
             similar.remember(session, made.encoder.sha256, [(sha256, vector)])
-        embedded += 1
     return embedded
 
 

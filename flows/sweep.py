@@ -34,7 +34,8 @@ def _sweep() -> dict[str, int]:
                 .distinct()
                 .limit(1000)
             ).all()
-            unseen = similar.unseen(session, 1)
+            encoder = similar.newest_encoder(session)
+            unseen = encoder is not None and similar.unseen(session, encoder, 1)
         found = finishing.attach_waiting(store, waiting, engine(store.settings)) if waiting else finishing.Attached(0)
         embedded = finishing.embed_pictures(store, engine(store.settings), MOST_EMBEDDED) if unseen else 0
     return {"reaped": reaped, "attached": found.jobs, "refused": len(found.refused), "embedded": embedded}

@@ -41,7 +41,7 @@ def make_link(session: Session, handle: str, by: str, lasts: timedelta = LINK_FO
     """The token of a link that signs this person in, once."""
     person = get_person(session, handle)
     token = new_token()
-    session.add(SignInLink(sha256=hash_of(token), person_id=person.id, expires_at=datetime.now(UTC) + lasts))
+    session.add(SignInLink(sha256=hash_of(token), person_id=person.id, expires_at=datetime.now(UTC) + lasts, by=by))
     session.flush()
     audit.record(session, by, "make sign-in link", f"person {person.id}", {"handle": person.handle})
     return token
@@ -54,7 +54,7 @@ def use_link(session: Session, token: str) -> str:
     if link is None or link.used_at is not None or link.expires_at <= now:
         raise NotSignedIn("this link was used or is over", "Ask for another one: `onmodel people link NAME`.")
     link.used_at = now
-    return begin_session(session, link.person_id)
+    return begin_session(session, link.person_id, {"link by": link.by})
 
 
 def begin_session(session: Session, person_id: uuid.UUID, how: Mapping[str, str] | None = None) -> str:

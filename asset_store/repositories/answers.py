@@ -24,17 +24,23 @@ def once(
     The answer is written in the caller's transaction with what was done. The same key at once waits for the first.
     KeyReused where it came with another request.
     """
-    spent = hashlib.sha256(f"{actor}\0{key}".encode()).digest()[:8]
-    session.execute(select(func.pg_advisory_xact_lock(int.from_bytes(spent, "big", signed=True))))
-    there = session.get(Answered, (actor, key))
-    if there is not None:
-        if there.request_sha256 != request_sha256:
-            raise KeyReused(key)
-        return there.body, True
+    if (there := answered_before(session, actor, key, request_sha256)) is not None:
+        return there, True
     body = act()
     session.add(Answered(actor=actor, key=key, request_sha256=request_sha256, body=body))
     session.flush()
     return body, False
+
+
+def answered_before(session: Session, actor: str, key: str, request_sha256: str) -> dict[str, Any] | None:
+    """What this request was answered under this key, if it was. Whoever else comes with the key waits for this transaction to end.
+    KeyReused where it came with another request."""
+    spent = hashlib.sha256(f"{actor}\0{key}".encode()).digest()[:8]
+    session.execute(select(func.pg_advisory_xact_lock(int.from_bytes(spent, "big", signed=True))))
+    there = session.get(Answered, (actor, key))
+    if there is not None and there.request_sha256 != request_sha256:
+        raise KeyReused(key)
+    return None if there is None else there.body
 
 
 def forget(session: Session, before: datetime) -> int:

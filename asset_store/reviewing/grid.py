@@ -25,7 +25,9 @@ from asset_store.tables import Asset, AssetVersion, Brand, Campaign, CheckOutcom
 LONGEST_TEXT = 200
 COUNTED = 1000  # the newest so many are counted: what that costs does not grow with the rest
 PLACES: Any = select(Asset.id, Asset.made_at)  # of any row
-BETWEEN_WORDS = r"[\s\-_/\\.,;:!?'\"()#&|*<>\0]+"  # as words_of in the database parts them
+BETWEEN_WORDS = (
+    r"""[\s\-_/\\.,;:!?'"()\[\]{}<>|&#*~^+=$%@`\0\u00a0-\u00bf\u2010-\u206f\u3000-\u303f]+"""  # as words_of has it
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from asset_store.tables import (
 SHORTEST_PREFIX = 4
 CANDIDATES_SHOWN = 10
 NEVER = text("'infinity'::timestamptz")  # when what has no due time is due
+BEGIN = text("'-infinity'::timestamptz")
 QUEUE_ORDER = (Asset.doubt, func.coalesce(Asset.due_at, NEVER), Asset.made_at, Asset.id)
 DOUBT = {CheckOutcome.FAIL: 0, CheckOutcome.NOT_RUN: 1, CheckOutcome.WARN: 2, CheckOutcome.PASS: 3}
 
@@ -109,9 +110,12 @@ def queue_of(
 def around(
     session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None] | None, asset: Asset, later: int
 ) -> tuple[Sequence[uuid.UUID], Sequence[uuid.UUID]]:
-    """Ids of the one before the place of an asset in that queue, if any, and of so many behind it; it may have left the queue."""
+    """Ids of the one before the place of an asset in that queue, if any, and of so many behind it. Of one that is not in review any
+    more nobody knows when it was due: what is as doubtful as it was begins behind it."""
     waiting = _waiting_for(person, stages)
-    due = NEVER if asset.due_at is None else literal(asset.due_at)
+    due = (
+        literal(asset.due_at) if asset.due_at is not None else NEVER if asset.review is ReviewState.IN_REVIEW else BEGIN
+    )
     here = tuple_(literal(asset.doubt), due, literal(asset.made_at), literal(asset.id))
     backwards = waiting.where(tuple_(*QUEUE_ORDER) < here).order_by(*(c.desc() for c in QUEUE_ORDER)).limit(1)
     forwards = waiting.where(tuple_(*QUEUE_ORDER) > here).order_by(*QUEUE_ORDER).limit(later)

@@ -27,17 +27,28 @@ class Likeness:
     likeness: float
 
 
-def remember(session: Session, encoder: str, pictures: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Store what an encoder said of (sha256, pooled float32) pictures. Safe to repeat."""
-    rows = [{"picture_sha256": sha, "encoder_sha256": encoder, "pooled": v.tolist()} for sha, v in pictures]
+def remember(session: Session, encoder: str, pictures: Iterable[tuple[str, np.ndarray | None]]) -> None:
+    """Store what an encoder said of (sha256, pooled float32) pictures, None of one that cannot be opened. Safe to repeat."""
+    rows = [
+        {"picture_sha256": sha, "encoder_sha256": encoder, "pooled": None if vector is None else vector.tolist()}
+        for sha, vector in pictures
+    ]
     if rows:
         session.execute(insert(PictureEmbedding).values(rows).on_conflict_do_nothing())
 
 
-def unseen(session: Session, limit: int) -> Sequence[str]:
-    """sha256 of pictures that no encoder has said anything of, at most so many."""
-    seen = select(PictureEmbedding.picture_sha256).where(PictureEmbedding.picture_sha256 == AssetVersion.sha256)
-    return session.scalars(select(AssetVersion.sha256).where(~seen.exists()).distinct().limit(limit)).all()
+def newest_encoder(session: Session) -> str | None:
+    """The encoder that spoke last of a picture, else the newest one that there is."""
+    spoke = select(PictureEmbedding.encoder_sha256).order_by(PictureEmbedding.made_at.desc()).limit(1)
+    return session.scalar(spoke) or session.scalar(select(Encoder.sha256).order_by(*NEWEST).limit(1))
+
+
+def unseen(session: Session, encoder: str, limit: int) -> Sequence[str]:
+    """sha256 of pictures that an encoder has said nothing of, at most so many."""
+    said = select(PictureEmbedding.picture_sha256).where(
+        PictureEmbedding.picture_sha256 == AssetVersion.sha256, PictureEmbedding.encoder_sha256 == encoder
+    )
+    return session.scalars(select(AssetVersion.sha256).where(~said.exists()).distinct().limit(limit)).all()
 
 
 def like_asset(
@@ -49,7 +60,8 @@ def like_asset(
         return []
     its = PictureEmbedding
     known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
-    seen = session.execute(known.where(its.picture_sha256 == asset.current.sha256).order_by(*NEWEST)).first()
+    opened = known.where(its.picture_sha256 == asset.current.sha256, its.pooled.is_not(None))
+    seen = session.execute(opened.order_by(*NEWEST)).first()
     if seen is None:
         return []
     found = _nearest(session, seen.pooled, seen.sha256, seen.dim, filters, limit + 1, exact=exact)
@@ -57,10 +69,11 @@ def like_asset(
 
 
 def like_reference(session: Session, sha256: str, filters: Filters, limit: int = 60) -> list[Likeness]:
-    """Assets that pass the filters and whose newest picture is like a reference, by the newest encoder that has seen it."""
+    """Assets that pass the filters and whose newest picture is like a reference, by the newest encoder that has seen it and pictures."""
     its = Embedding
     known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
-    seen = session.execute(known.where(its.reference_sha256 == sha256).order_by(*NEWEST)).first()
+    pictures = exists().where(PictureEmbedding.encoder_sha256 == its.encoder_sha256)
+    seen = session.execute(known.where(its.reference_sha256 == sha256, pictures).order_by(*NEWEST)).first()
     return [] if seen is None else _nearest(session, seen.pooled, seen.sha256, seen.dim, filters, limit)
 
 
@@ -68,9 +81,7 @@ def _nearest(
     session: Session, vector: np.ndarray, encoder: str, dim: int, filters: Filters, limit: int, *, exact: bool = False
 ) -> list[Likeness]:
     """The index is walked until enough are found that pass and are newest (pgvector's iterative scan)."""
-    if exact:
-        session.execute(text("SET LOCAL enable_indexscan = off"))
-    else:
+    if not exact:
         session.execute(text(f"SET LOCAL hnsw.ef_search = {max(SEARCHED, limit)}"))
         session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
         session.execute(text(f"SET LOCAL hnsw.max_scan_tuples = {MOST_SCANNED}"))
@@ -83,8 +94,8 @@ def _nearest(
         select(Asset.id, (1 - distance).label("likeness"))
         .join(AssetVersion, AssetVersion.asset_id == Asset.id)
         .join(PictureEmbedding, PictureEmbedding.picture_sha256 == AssetVersion.sha256)
-        .where(of_encoder, ~newer, *conditions(session, filters))
-        .order_by(distance)
+        .where(of_encoder, PictureEmbedding.pooled.is_not(None), ~newer, *conditions(session, filters))
+        .order_by(distance + 0 if exact else distance)  # a sum is none that the index knows
         .limit(limit)
     )
     likeness = {row.id: float(row.likeness) for row in session.execute(question)}

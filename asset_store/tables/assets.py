@@ -175,13 +175,14 @@ class Delivery(Base):
 
 
 class PictureEmbedding(Base):
-    """What an encoder says of a picture that was made, for finding those like it. Each encoder has an HNSW index of its own."""
+    """What an encoder says of a picture that was made, for finding those like it; null where it cannot be opened. Each encoder has an HNSW
+    index of its own."""
 
     __tablename__ = "picture_embeddings"
     picture_sha256: Mapped[Sha256] = mapped_column(primary_key=True)
     encoder_sha256: Mapped[Sha256] = mapped_column(ForeignKey("encoders.sha256"), primary_key=True)
-    pooled: Mapped[Any] = mapped_column(Vector())
-    made_at: Mapped[Made]
+    pooled: Mapped[Any | None] = mapped_column(Vector())
+    made_at: Mapped[Made] = mapped_column(index=True)
 
 
 class AuditRow(Base):

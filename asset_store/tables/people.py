@@ -79,6 +79,7 @@ class SignInLink(Base):
     person_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("people.id"))
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
+    by: Mapped[str] = mapped_column(server_default="system")  # who made it
     made_at: Mapped[Made]
 
 

@@ -18,10 +18,11 @@ KEYSETS = (("made_at", "id"), ("brand_id", "made_at", "id"), ("campaign_id", "ma
 DUE = "coalesce(due_at, 'infinity'::timestamptz)"
 WAITING = "review = 'in review'"
 
-# Signs between letters part words here and in a search alike, so that a shot's name is found by a part of it.
+# Marks between letters part words here and in a search alike, so that a shot's name is found by a part of it; what is a letter is not
+# asked of the database's locale.
 WORDS = r"""
 CREATE FUNCTION words_of(said text) RETURNS tsvector LANGUAGE sql IMMUTABLE AS $$
-    SELECT to_tsvector('simple', regexp_replace(said, '[-_/\\.,;:!?''"()#&|*<>]+', ' ', 'g'))
+    SELECT to_tsvector('simple', regexp_replace(said, '[-_/\\.,;:!?''"()\[\]{}<>|&#*~^+=$%@`\u00a0-\u00bf\u2010-\u206f\u3000-\u303f]+', ' ', 'g'))
 $$
 """
 ORIGIN = """
@@ -108,13 +109,14 @@ def upgrade() -> None:
         "picture_embeddings",
         sa.Column("picture_sha256", sa.Text(), nullable=False),
         sa.Column("encoder_sha256", sa.Text(), nullable=False),
-        sa.Column("pooled", Vector(), nullable=False),
+        sa.Column("pooled", Vector(), nullable=True),
         sa.Column("made_at", MOMENT, nullable=False, server_default=sa.text("now()")),
         sa.ForeignKeyConstraint(
             ["encoder_sha256"], ["encoders.sha256"], name="fk_picture_embeddings_encoder_sha256_encoders"
         ),
         sa.PrimaryKeyConstraint("picture_sha256", "encoder_sha256", name="pk_picture_embeddings"),
     )
+    op.create_index("ix_picture_embeddings_made_at", "picture_embeddings", ["made_at"])
     op.execute(INDEXES)
     op.create_table(
         "saved_filters",

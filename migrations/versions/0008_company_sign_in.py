@@ -1,4 +1,4 @@
-"""Attempts to sign in with the company's provider."""
+"""Attempts to sign in with the company's provider, and who made a link."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sha256", name="pk_sign_in_attempts"),
     )
     op.create_index("ix_sign_in_attempts_expires_at", "sign_in_attempts", ["expires_at"])
+    op.add_column("sign_in_links", sa.Column("by", sa.Text(), nullable=False, server_default="system"))
 
 
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '4s'")
+    op.drop_column("sign_in_links", "by")
     op.drop_table("sign_in_attempts")

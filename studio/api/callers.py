@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from starlette.exceptions import HTTPException
 
-from asset_store.errors import NotFound, NotSignedIn
+from asset_store.errors import Forbidden, NotFound, NotSignedIn
 from asset_store.people import passes
 from asset_store.people.permissions import Action, Principal
 from asset_store.tables import Asset
@@ -80,6 +80,16 @@ def admin(who: Who) -> Principal:
 
 
 Admin = Annotated[Principal, Depends(admin)]
+
+
+def person(who: Who) -> Principal:
+    """A caller who is no key: what is a person's own is not changed by their programs. Forbidden."""
+    if not who.is_person:
+        raise Forbidden(who.actor, "change what is its owner's own")
+    return who
+
+
+OnlyPeople = Annotated[Principal, Depends(person)]
 
 
 def own_stages(asset: Asset, who: Principal) -> list[str]:

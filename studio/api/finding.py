@@ -18,7 +18,7 @@ from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import SavedFilter
 from studio.api.answers import Answer
 from studio.api.assets import Asked, Line
-from studio.api.callers import StoreDep, Who
+from studio.api.callers import OnlyPeople, StoreDep, Who
 from studio.api.changing import seen_asset, seen_reference
 
 router = APIRouter(tags=["finding"])
@@ -103,14 +103,14 @@ def get_filters(who: Who, store: StoreDep) -> FiltersOut:
 
 
 @router.put("/filters/{name:path}")
-def keep_filter(name: Name, body: FilterIn, who: Who, store: StoreDep) -> FilterOut:
+def keep_filter(name: Name, body: FilterIn, who: OnlyPeople, store: StoreDep) -> FilterOut:
     """Keep filters of the grid under a name, in the place of those that had it."""
     with store.database.transaction() as session:
         return FilterOut.of(saved.keep(session, who.person_id, name, body.filters))
 
 
 @router.delete("/filters/{name:path}")
-def forget_filter(name: Name, who: Who, store: StoreDep) -> FiltersOut:
+def forget_filter(name: Name, who: OnlyPeople, store: StoreDep) -> FiltersOut:
     """Keep them no more. Answers those that are left."""
     with store.database.transaction() as session:
         saved.forget(session, who.person_id, name)

@@ -27,7 +27,7 @@ from studio.api.answers import (
     abilities,
 )
 from studio.api.assets import Asked
-from studio.api.callers import COOKIE, Admin, Idempotency, StoreDep, Who, check_rate, csrf_of
+from studio.api.callers import COOKIE, Admin, Idempotency, OnlyPeople, StoreDep, Who, check_rate, csrf_of
 from studio.api.once import answered
 
 router = APIRouter(tags=["people"])
@@ -82,7 +82,7 @@ def sign_out(who: Who, store: StoreDep, request: Request, response: Response) ->
 
 
 @router.delete("/sessions")
-def sign_out_elsewhere(who: Who, store: StoreDep, request: Request) -> EndedOut:
+def sign_out_elsewhere(who: OnlyPeople, store: StoreDep, request: Request) -> EndedOut:
     """End all other sessions of the caller."""
     with store.database.transaction() as session:
         return EndedOut(ended=passes.end_other_sessions(session, who.person_id, request.cookies.get(COOKIE, "")))
@@ -145,7 +145,8 @@ def make_link(handle: str, who: Admin, store: StoreDep, request: Request) -> Lin
     """A link that signs somebody in, once, within 15 minutes. It is in this answer alone, so this is not answered twice."""
     with store.database.transaction() as session:
         token = passes.make_link(session, handle, who.actor)
-    return LinkOut(address=f"{str(request.base_url).rstrip('/')}/sign-in#{token}")
+    here = store.settings.telling.address or str(request.base_url)
+    return LinkOut(address=f"{here.rstrip('/')}/sign-in#{token}")
 
 
 @router.put("/people/{handle}/disabled")

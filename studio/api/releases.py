@@ -9,8 +9,10 @@ from fastapi import APIRouter
 from pydantic import Field
 from sqlalchemy.orm import Session
 
+from asset_store import releasing
+from asset_store.canonical import sha256_of
 from asset_store.people.permissions import Action
-from asset_store.reviewing import decide as rules
+from asset_store.repositories.answers import answered_before
 from asset_store.tables import Asset
 from flows.delivering import deliver, place_named
 from studio.api.answers import Answer, AssetOut
@@ -38,15 +40,18 @@ def get_places(who: Who, store: StoreDep) -> PlacesOut:
 
 @router.post("/assets/{asset_id}/releases", status_code=201)
 def release(asset_id: uuid.UUID, body: ReleaseIn, change: ChangeDep) -> AssetOut:
-    """Deliver an approved asset's renditions to a place, and make it released. Renditions are written before the answer."""
+    """Deliver an approved asset's renditions to a place, and make it released. Files are written before the answer; what was
+    delivered there before by the same person is not written again."""
     who, store = change.who, change.store
+    asked = {"asset": str(asset_id), "version": change.version, "release": body.place}
+    with store.database.transaction() as session:  # over before the files are written: nothing is held meanwhile
+        seen_asset(session, asset_id, who, Action.RELEASE)
+        before = change.key and answered_before(session, who.actor, change.key, sha256_of(asked))
+        done = before or releasing.delivered(session, asset_id, body.place, who.actor)
+    if not done:
+        deliver(store, asset_id, place_named(store.settings, body.place), who.actor, body.place, change.version)
 
     def act(session: Session) -> AssetOut:
-        """The session holds the Idempotency-Key alone: nothing of the asset is locked while files are written."""
-        rules.need_row_version(seen_asset(session, asset_id, who, Action.RELEASE), change.version)
-        deliver(store, asset_id, place_named(store.settings, body.place), who.actor, body.place)
-        session.expire_all()
         return AssetOut.of(session.get_one(Asset, asset_id))
 
-    asked = {"asset": str(asset_id), "version": change.version, "release": body.place}
     return answered(store, who, change.key, asked, act, AssetOut, change.response)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from asset_store.errors import NotSignedIn
+from asset_store.errors import NotFound, NotSignedIn
 from asset_store.people.permissions import Action, Principal
+from asset_store.reviewing import similar
 from asset_store.reviewing.grid import Filters, Tile
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Brand, Campaign, Character, CheckOutcome
 from studio.api.callers import StoreDep, caller
+from studio.api.changing import seen_asset, seen_reference
 
 PAGE = 60
 QUEUE = "queue"
 FILTERS = ("text", "brand", "campaign", "character", "review", "availability", "stage", "person", "check", "outcome", "since",
            "until")  # fmt: skip
+LIKE = ("like", "like_reference")
 MORE = {"stage", "person", "check", "outcome", "since", "until"}  # filters that are folded away until one is used
 MOST_NAMES = 200
 
@@ -52,7 +55,7 @@ def read_filters(given: Mapping[str, str], who: Principal) -> tuple[Filters, lis
     told: list[str] = []
     read: dict[str, Any] = {}
     kinds: dict[str, Any] = {"review": ReviewState, "availability": Availability, "outcome": CheckOutcome,
-                             "since": _moment, "until": _moment}  # fmt: skip
+                             "since": _moment, "until": _until}  # fmt: skip
     for name in FILTERS:
         if value := given.get(name, "").strip():
             try:
@@ -62,6 +65,27 @@ def read_filters(given: Mapping[str, str], who: Principal) -> tuple[Filters, lis
     if read.get("person") == "me":
         read["person"] = who.actor
     return Filters(within=who.brands(Action.VIEW), **read), told
+
+
+def likest(
+    session: Session, who: Principal, filters: Filters, given: Mapping[str, str]
+) -> tuple[tuple[Tile, ...], dict[str, str]] | None:
+    """Where an address asks for the likest to an asset or a reference: those, and what that is called. NotFound."""
+    asked = next(((name, given[name]) for name in LIKE if given.get(name)), None)
+    if asked is None:
+        return None
+    name, text = asked
+    try:
+        id_ = uuid.UUID(text)
+    except ValueError:
+        raise NotFound("picture", text[:40]) from None
+    if name == "like":
+        asset = seen_asset(session, id_, who)
+        near, told = similar.like_asset(session, asset, filters, PAGE), f"{asset.shot} #{asset.variant + 1}"
+    else:
+        reference = seen_reference(session, id_, who)
+        near, told = similar.like_reference(session, reference.sha256, filters, PAGE), reference.key
+    return tuple(n.tile for n in near), {name: told}
 
 
 def card(tile: Tile, address: str) -> dict[str, Any]:
@@ -101,3 +125,9 @@ def able(who: Principal, action: Action) -> bool:
 def _moment(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _until(text: str) -> datetime:
+    """A day alone is meant to its end."""
+    moment = _moment(text)
+    return moment + timedelta(days=1) if len(text) == len("2026-01-31") else moment

@@ -73,7 +73,12 @@ def _around(
     if within.get("from") == lists.QUEUE:
         return queue.around(session, who.actor, lists.stages_of(who, session), asset, AHEAD)
     filters, _ = lists.read_filters(within, who)
-    return grid.around(session, filters, asset, AHEAD)
+    liked = lists.likest(session, who, filters, within)
+    if liked is None:
+        return grid.around(session, filters, asset, AHEAD)
+    ids = [tile.id for tile in liked[0]]
+    here = ids.index(asset.id) if asset.id in ids else -1
+    return ids[max(0, here - 1) : max(0, here)], ids[here + 1 : here + 1 + AHEAD]
 
 
 def _ways(before: Sequence[Tile], later: Sequence[Tile], within: Mapping[str, str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import urlencode
@@ -10,20 +9,18 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from asset_store import checks
 from asset_store.people import saved
 from asset_store.people.company import local_path
-from asset_store.people.permissions import Action, Principal
+from asset_store.people.permissions import Action
 from asset_store.repositories.catalogue import characters, look_through
-from asset_store.reviewing import grid, similar
+from asset_store.reviewing import grid
 from asset_store.reviewing.queue import queue_of
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Brand, CheckOutcome, ReferenceState
 from studio.api.callers import StoreDep
 from studio.api.campaigns import get_campaigns
-from studio.api.changing import seen_asset, seen_reference
 from studio.api.references import ReferenceOut
 from studio.pages import lists, room, settings, shared, signing_in
 from studio.pages.rendering import HERE, STATIC, StaticFilesForEver, page
@@ -60,25 +57,24 @@ def queue_page(request: Request, store: StoreDep) -> Response:
 
 @router.get("/assets")
 def grid_page(
-    request: Request, store: StoreDep, after: Annotated[str | None, Query(max_length=200)] = None,
-    like: uuid.UUID | None = None, like_reference: uuid.UUID | None = None,
-) -> Response:  # fmt: skip
+    request: Request, store: StoreDep, after: Annotated[str | None, Query(max_length=200)] = None
+) -> Response:
     """Everything that the caller may see, narrowed by what stands in the address: the newest first, or the likest to a picture."""
     who = lists.visitor(request, store)
-    given = {k: v for k in (*lists.FILTERS, "like", "like_reference") if (v := request.query_params.get(k, "").strip())}
+    given = {k: v for k in (*lists.FILTERS, *lists.LIKE) if (v := request.query_params.get(k, "").strip())}
     with store.database.transaction() as session:
         filters, told = lists.read_filters(given, who)
         next_after = None
-        told_of: dict[str, str] = {}
-        if like is not None or like_reference is not None:
-            near, told_of = _like(session, who, filters, like, like_reference)
-            tiles = tuple(n.tile for n in near)
+        liked = lists.likest(session, who, filters, given)
+        told_of = {} if liked is None else liked[1]
+        if liked is not None:
+            tiles = liked[0]
         else:
             found = grid.tiles(session, filters, after, lists.PAGE)
             tiles, next_after = found.tiles, found.next_after
         address = urlencode(given)
         shown = {
-            "cards": [lists.card(t, address) for t in tiles], "given": given, "told": told, "told_of": told_of, "address": address,
+            "cards": [lists.card(t, address) for t in tiles], "given": given, "told": told, "told_of": told_of, "address": address, "like": bool(told_of),
             "can_decide": lists.able(who, Action.DECIDE), "can_share": lists.able(who, Action.SHARE),
             "next_page": f"/assets?{urlencode({**given, 'after': next_after})}" if next_after else None,
             "without": lambda name: "/assets?" + urlencode({k: v for k, v in given.items() if k != name}),
@@ -131,16 +127,3 @@ def library_page(
             states=[s.value for s in ReferenceState], recallable=recallable,
             next_page=f"/library?{urlencode({**given, 'after': found.next_after})}" if found.next_after else None,
         )  # fmt: skip
-
-
-def _like(
-    session: Session, who: Principal, filters: grid.Filters, like: uuid.UUID | None, like_reference: uuid.UUID | None
-) -> tuple[list[similar.Likeness], dict[str, str]]:
-    """The likest to an asset, or to a reference, and what that is called."""
-    if like is not None:
-        asset = seen_asset(session, like, who)
-        told = {"like": f"{asset.shot} #{asset.variant + 1}"}
-        return similar.like_asset(session, asset, filters, lists.PAGE), told
-    assert like_reference is not None
-    reference = seen_reference(session, like_reference, who)
-    return similar.like_reference(session, reference.sha256, filters, lists.PAGE), {"like_reference": reference.key}

@@ -1,5 +1,5 @@
 // The grid: endless, with only what is near on the page; choosing many and deciding on them at once; filters that are kept.
-import { ask, say, told, typing } from "./page.js";
+import { ask, rove, say, told, typing } from "./page.js";
 
 // ------------------------------------------------------------------ blocks: one that is far from what is seen is kept beside the page
 
@@ -18,6 +18,7 @@ const near = new IntersectionObserver((seen) => {
       away.set(block, kept);
     }
   }
+  rove();
 }, { rootMargin: "1600px" });
 
 const blocks = () => [...document.querySelectorAll("[data-block]")];
@@ -109,13 +110,13 @@ for (const button of bulk?.querySelectorAll("[data-decide]") ?? []) {
     all.forEach((b) => { b.disabled = true; });
     const results = await decided(items);
     all.forEach((b) => { b.disabled = false; });
-    if (!results) return;
     const done = [], refused = [];
     for (const result of results) {
       if (result.problem) refused.push(result.problem);
       else {
         done.push(result.asset);
-        redrawn(result.asset).querySelector("[data-pick]").checked = false;
+        const box = redrawn(result.asset)?.querySelector("[data-pick]");
+        if (box) box.checked = false;
       }
     }
     shown();
@@ -124,19 +125,18 @@ for (const button of bulk?.querySelectorAll("[data-decide]") ?? []) {
   });
 }
 
-const AT_ONCE = 200;
+const AT_ONCE = 200, LARGEST = 700_000; // of /v1: items and, with room for the rest, bytes of a request
 let lastAsked = "", lastKeys = [];
-/** Their results, 200 a request; null where one was not answered. Sent again, they go under the same keys: they are made once. */
+/** Their results, as many a request as /v1 takes. Where one is not answered, what is left is told as a problem; sent again, each part goes
+    under the same key, and is made once. */
 async function decided(items) {
   const asked = JSON.stringify(items), results = [];
   if (asked !== lastAsked) [lastAsked, lastKeys] = [asked, []];
-  for (let from = 0; from < items.length; from += AT_ONCE) {
-    const key = (lastKeys[from / AT_ONCE] ??= crypto.randomUUID());
-    const answer = await ask("POST", "/v1/decisions", { items: items.slice(from, from + AT_ONCE) }, { "Idempotency-Key": key });
-    if (!answer.ok) {
-      say(told(answer.body));
-      return null;
-    }
+  const size = new TextEncoder().encode(asked).length / items.length, part = Math.max(1, Math.min(AT_ONCE, Math.floor(LARGEST / size)));
+  for (let from = 0; from < items.length; from += part) {
+    const key = (lastKeys[from] ??= crypto.randomUUID());
+    const answer = await ask("POST", "/v1/decisions", { items: items.slice(from, from + part) }, { "Idempotency-Key": key });
+    if (!answer.ok) return [...results, ...items.slice(from).map(() => ({ problem: answer.body }))];
     results.push(...answer.body.results);
   }
   return results;
@@ -156,6 +156,7 @@ async function undo(assets) {
 
 function redrawn(asset) {
   const card = everywhere(`.card[data-asset="${asset.id}"]`)[0];
+  if (!card) return null; // other filters are shown by now
   card.dataset.rowVersion = asset.row_version;
   card.dataset.review = asset.review;
   const state = card.querySelector(".state");

@@ -2,35 +2,46 @@
 
 const csrf = document.querySelector('meta[name="csrf"]').content;
 
-/** Ask /v1; answers {ok, status, body}. A lost connection is status 0. */
+const PATIENT_S = 5; // of a server that asks to wait, so long at most
+const wait = (s) => new Promise((done) => setTimeout(done, s * 1000));
+
+/** Ask /v1; answers {ok, status, body}. A lost connection is status 0; what is too much for the server is asked again when it says. */
 export async function ask(method, address, body, headers = {}) {
   try {
-    const answer = await fetch(address, {
-      method, credentials: "same-origin",
-      headers: { "X-CSRF-Token": csrf, ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
-    const text = await answer.text();
-    return { ok: answer.ok, status: answer.status, body: text ? JSON.parse(text) : {} };
+    for (let tries = 0; ; tries += 1) {
+      const answer = await fetch(address, {
+        method, credentials: "same-origin",
+        headers: { "X-CSRF-Token": csrf, ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
+        body: body === undefined ? undefined : JSON.stringify(body),
+      });
+      const later = Number(answer.headers.get("Retry-After"));
+      if (answer.status === 429 && tries < 3 && later > 0 && later <= PATIENT_S) await wait(later);
+      else {
+        const text = await answer.text();
+        return { ok: answer.ok, status: answer.status, body: text ? JSON.parse(text) : {} };
+      }
+    }
   } catch {
     return { ok: false, status: 0, body: { title: "The server cannot be reached.", next_step: "Try again when it can." } };
   }
 }
 
+const SAID_MS = 6000;
 let quiet = 0;
-/** Say it to eyes and screen readers; `undo` is {name, act}. */
-export function say(words, undo) {
+/** Say it to eyes and screen readers; what comes with something to do, {name, act}, stays until it is done or dismissed. */
+export function say(words, todo) {
   const place = document.getElementById("said");
-  place.replaceChildren(words);
-  if (undo) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = undo.name;
-    button.addEventListener("click", undo.act);
-    place.append(button);
-  }
+  const button = (name, act) => {
+    const made = Object.assign(document.createElement("button"), { type: "button", textContent: name });
+    made.addEventListener("click", () => {
+      place.replaceChildren();
+      act?.();
+    });
+    return made;
+  };
+  place.replaceChildren(words, ...(todo ? [button(todo.name, todo.act), button("Dismiss")] : []));
   clearTimeout(quiet);
-  quiet = setTimeout(() => place.replaceChildren(), undo ? 12000 : 6000);
+  if (!todo) quiet = setTimeout(() => place.replaceChildren(), SAID_MS);
 }
 
 export const told = (problem) => [problem.title, problem.next_step].filter(Boolean).join(" ");
@@ -40,7 +51,7 @@ export const typing = (event) =>
   event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, [contenteditable], dialog[open]") !== null;
 
 /** One picture of a grid is in the tab order; arrows, J and K go on from it. */
-function rove() {
+export function rove() {
   for (const grid of document.querySelectorAll("[data-roving]")) {
     const all = [...grid.querySelectorAll(".frame")], at = all.find((l) => l.tabIndex === 0 && l.dataset.roves);
     for (const link of all) {
@@ -65,6 +76,20 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("htmx:after:swap", rove);
 rove();
+
+// ------------------------------------------------------------------ what goes wrong behind a page that is filled in parts
+
+document.addEventListener("htmx:before:response", (event) => {
+  const { raw, status } = event.detail.ctx.response;
+  if (raw?.redirected && new URL(raw.url).pathname === "/sign-in") {
+    event.preventDefault();
+    location.assign("/sign-in");
+  } else if (status >= 400) {
+    event.preventDefault();
+    say(status === 429 ? "Too much was asked for at once: try again in a moment." : "The server could not answer: try again.");
+  }
+});
+document.addEventListener("htmx:error", () => say("The server cannot be reached. Try again when it can."));
 
 document.querySelector("[data-sign-out]")?.addEventListener("click", async () => {
   const answer = await ask("DELETE", "/v1/sessions/current");

@@ -1,7 +1,8 @@
-// Comments and what they are of: a pin, a box or a path on the picture. All is kept in this browser until the server has it.
-import { ask, say, told } from "./page.js";
+// Comments and what they are of: a pin, a box or a path on the picture. What is begun is kept in this browser, and so is what is unsent.
+import { drop, put, store, stored, unsentOf } from "./outbox.js";
+import { say } from "./page.js";
 
-const STEP = 0.02, SMALLEST = 0.01, MOST_POINTS = 200;
+const STEP = 0.02, MOVED = 0.008, MOST_POINTS = 2000, FINE = 0.0015;
 const within = (v, most = 1) => Math.min(most, Math.max(0, v));
 const rounded = (v) => Math.round(v * 1e4) / 1e4;
 const BEGUN = {
@@ -14,10 +15,6 @@ const HOW = {
   path: "Draw around what you mean, then write. A box can be placed by keys alone.",
 };
 
-/** What stands in localStorage under a name, changed on what another tab may have kept meanwhile. */
-const kept = (name) => JSON.parse(localStorage.getItem(name) ?? "[]");
-const keep = (name, change) => localStorage.setItem(name, JSON.stringify(change(kept(name))));
-
 export class Remarks {
   constructor(room, viewer, signal) {
     this.room = room;
@@ -29,7 +26,6 @@ export class Remarks {
     this.shapes = room.querySelector("[data-shapes]");
     this.form = room.querySelector("[data-comment-form]");
     this.note = room.querySelector("[data-pin-note]");
-    this.unsent = `unsent ${me} ${asset}`; // nobody else's words are sent from a browser that is shared
     this.begun = `begun ${me} ${version}`;
     this.comments = JSON.parse(room.querySelector("[data-comments-json]").textContent);
     this.tool = null;
@@ -37,19 +33,17 @@ export class Remarks {
     this.#drawing(signal);
     this.form?.addEventListener("submit", (event) => this.#written(event));
     this.form?.addEventListener("input", () => this.#keepDraft());
-    addEventListener("online", () => this.send(), { signal });
-    const again = setInterval(() => kept(this.unsent).some((c) => !c.refused) && this.send(), 5000);
-    signal.addEventListener("abort", () => clearInterval(again));
+    room.querySelector("[data-pin-remove]")?.addEventListener("click", () => this.#without());
+    document.addEventListener("outbox", ({ detail }) => this.#sent(detail), { signal });
     this.#takeUp();
     this.draw();
-    if (kept(this.unsent).length) this.send();
   }
 
-  /** Begin to place a pin, a box or a path; the same again, or null, stops. */
+  /** Begin to place a pin, a box or a path; the same again, or null, stops, and leaves what was placed. */
   use(tool) {
     if (!this.form || !this.viewer) return;
     this.tool = tool === this.tool ? null : tool;
-    this.draft = this.tool ? BEGUN[this.tool] ?? null : null;
+    if (this.tool && this.draft?.kind !== this.tool) this.draft = BEGUN[this.tool] ?? null;
     this.viewer.hold(Boolean(this.tool));
     this.room.toggleAttribute("data-drawing", Boolean(this.tool));
     for (const button of this.room.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", String(button.dataset.tool === this.tool));
@@ -61,9 +55,9 @@ export class Remarks {
   /** Move or size what is being placed by keys; says whether the key was for that. */
   key(event) {
     const d = this.draft, step = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] }[event.key];
-    if (!this.tool || !d || d.kind === "path") return false;
-    if (event.key === "Enter" && event.target === document.body) this.form.elements.text.focus();
-    else if (!step) return false;
+    if (!this.tool || !d) return false;
+    if (event.key === "Enter" && event.target.closest("[data-tool], .stage, main, body") && !event.target.closest("a, .side")) this.form.elements.text.focus();
+    else if (!step || d.kind === "path") return false;
     else if (d.kind === "box" && event.shiftKey) {
       const size = (v, by, at) => rounded(Math.max(STEP, within(v + by, 1 - at)));
       this.draft = { ...d, width: size(d.width, step[0], d.x), height: size(d.height, step[1], d.y) };
@@ -75,7 +69,7 @@ export class Remarks {
   }
 
   draw() {
-    const waiting = kept(this.unsent).map((c) => ({ ...c, by: this.me, version: "", unsent: true }));
+    const waiting = unsentOf(this.asset).map((c) => ({ ...c, by: this.me, version: "", unsent: true }));
     const all = [...this.comments, ...waiting];
     this.list.replaceChildren(...all.map((c, i) => this.#item(c, i + 1)));
     if (!this.pins) return;
@@ -88,54 +82,39 @@ export class Remarks {
     }
     if (this.note) {
       this.note.hidden = !this.draft;
-      this.note.textContent = this.draft ? `On ${worded(this.draft)}.` : "";
+      this.note.querySelector("span").textContent = this.draft ? `On ${worded(this.draft)}.` : "";
     }
-  }
-
-  /** Send what is kept; the same id sent twice is written once. What is refused stays, with why. */
-  async send() {
-    if (this.sending) return;
-    this.sending = true;
-    for (const { refused, ...comment } of kept(this.unsent)) {
-      const answer = await ask("POST", `/v1/assets/${this.asset}/comments`, comment);
-      if (answer.ok) {
-        this.comments = [...this.comments.filter((c) => c.id !== answer.body.id), answer.body];
-        keep(this.unsent, (all) => all.filter((c) => c.id !== comment.id));
-      } else if (answer.status === 0 || answer.status >= 500 || answer.status === 429) {
-        say("The comment is kept here and sent when the server can be reached.");
-        break;
-      } else {
-        keep(this.unsent, (all) => all.map((c) => (c.id === comment.id ? { ...comment, refused: told(answer.body) } : c)));
-        if (answer.status === 401) break;
-      }
-    }
-    this.sending = false;
-    this.draw();
   }
 
   // ------------------------------------------------------------------ placing
 
   #drawing(signal) {
     const layer = this.room.querySelector("[data-layer]");
-    let from = null;
+    let from = null, drawn = false; // a press alone places a pin; it takes no box or drawing away
     layer?.addEventListener("pointerdown", (event) => {
-      if (!this.tool || event.target.closest("button") || event.button) return;
+      if (!this.tool || from || event.target.closest("button") || event.button) return;
       event.stopPropagation();
       layer.setPointerCapture(event.pointerId);
-      from = this.viewer.at(event);
-      this.#placed(from, from);
+      from = { ...this.viewer.at(event), pointer: event.pointerId };
+      drawn = this.tool === "pin";
+      if (drawn) this.#placed(from, from);
     });
-    layer?.addEventListener("pointermove", (event) => from && this.#placed(from, this.viewer.at(event)));
+    layer?.addEventListener("pointermove", (event) => {
+      if (event.pointerId !== from?.pointer) return;
+      const to = this.viewer.at(event);
+      if (!drawn && Math.hypot(to.x - from.x, to.y - from.y) < MOVED) return;
+      if (!drawn && this.tool === "path") this.draft = { kind: "path", points: [[rounded(from.x), rounded(from.y)]] };
+      drawn = true;
+      this.#placed(from, to);
+    });
     for (const end of ["pointerup", "pointercancel"]) {
       layer?.addEventListener(end, (event) => {
-        if (!from) return;
-        const to = this.viewer.at(event);
+        if (event.pointerId !== from?.pointer) return;
         from = null;
-        if (this.tool === "box" && (this.draft.width < SMALLEST || this.draft.height < SMALLEST)) this.draft = { ...BEGUN.box, x: rounded(within(to.x - 0.1, 0.8)), y: rounded(within(to.y - 0.1, 0.8)) };
-        if (this.tool === "path" && this.draft.points.length < 2) this.draft = null;
+        if (this.draft?.kind === "path") this.draft = { kind: "path", points: simplified(this.draft.points) };
         this.#keepDraft();
         this.draw();
-        if (this.draft) this.form.elements.text.focus();
+        if (drawn) this.form.elements.text.focus();
       });
     }
     signal.addEventListener("abort", () => this.viewer?.hold(false));
@@ -148,31 +127,37 @@ export class Remarks {
       const left = Math.min(from.x, to.x), top = Math.min(from.y, to.y);
       this.draft = { kind: "box", x: rounded(left), y: rounded(top), width: rounded(Math.abs(to.x - from.x)), height: rounded(Math.abs(to.y - from.y)) };
     } else {
-      const points = from === to ? [] : this.draft?.points ?? [];
-      const last = points.at(-1);
-      if (last && Math.hypot(last[0] - x, last[1] - y) < 0.006) return;
-      const thinned = points.length < MOST_POINTS ? points : points.filter((_, i) => i % 2 === 0);
-      this.draft = { kind: "path", points: [...thinned, [x, y]] };
+      const points = [...this.draft.points, [x, y]];
+      this.draft = { kind: "path", points: points.length < MOST_POINTS ? points : simplified(points) };
     }
+    this.draw();
+  }
+
+  /** Say it of the whole picture. */
+  #without() {
+    this.draft = null;
+    if (this.tool) this.use(null);
+    this.#keepDraft();
+    this.draw();
+  }
+
+  #sent({ asset, comment }) {
+    if (asset !== this.asset) return;
+    if (comment) this.comments = [...this.comments.filter((c) => c.id !== comment.id), comment];
     this.draw();
   }
 
   /** What is drawn and written so far outlives a reload. */
   #keepDraft() {
     const text = this.form?.elements.text.value ?? "";
-    if (this.draft || text) localStorage.setItem(this.begun, JSON.stringify({ tool: this.tool, draft: this.draft, text }));
-    else localStorage.removeItem(this.begun);
+    store(this.begun, this.draft || text ? { draft: this.draft, text } : null);
   }
 
   #takeUp() {
-    const begun = JSON.parse(localStorage.getItem(this.begun) ?? "null");
+    const begun = stored(this.begun, null);
     if (!begun || !this.form || !this.viewer) return;
     this.form.elements.text.value = begun.text;
-    if (begun.draft) {
-      this.use(begun.tool);
-      this.draft = begun.draft;
-      this.#keepDraft();
-    }
+    this.draft = begun.draft;
     say("What you had begun to write is here again.");
   }
 
@@ -181,12 +166,9 @@ export class Remarks {
     const text = this.form.elements.text.value.trim();
     if (!text) return;
     const comment = { id: crypto.randomUUID(), version_id: this.version, text, region: this.draft };
-    keep(this.unsent, (all) => [...all, comment]);
     this.form.reset();
-    this.draft = null;
-    this.use(null);
-    localStorage.removeItem(this.begun);
-    this.send();
+    this.#without();
+    put(this.asset, comment);
   }
 
   // ------------------------------------------------------------------ showing
@@ -203,12 +185,9 @@ export class Remarks {
     row.append(who, words);
     for (const [event, on] of [["pointerenter", true], ["pointerleave", false]]) row.addEventListener(event, () => this.#mark(row.dataset.number, on));
     if (comment.refused) {
-      const drop = Object.assign(document.createElement("button"), { type: "button", textContent: "Discard" });
-      drop.addEventListener("click", () => {
-        keep(this.unsent, (all) => all.filter((c) => c.id !== comment.id));
-        this.draw();
-      });
-      row.append(drop);
+      const discard = Object.assign(document.createElement("button"), { type: "button", textContent: "Discard" });
+      discard.addEventListener("click", () => drop(this.asset, comment.id));
+      row.append(discard);
     }
     return row;
   }
@@ -252,3 +231,13 @@ function shape(region, number, isDraft = false) {
 
 const percent = (v) => `${Math.round(v * 100)} %`;
 const worded = (r) => (r.kind === "path" ? `a drawing of ${r.points.length} points` : `a ${r.kind} at ${percent(r.x)}, ${percent(r.y)}` + (r.kind === "box" ? `, ${percent(r.width)} by ${percent(r.height)}` : ""));
+
+/** A path without the points that lie within FINE of a straight line between others (Ramer 1972, Douglas and Peucker 1973). */
+function simplified(points) {
+  if (points.length < 3) return points;
+  const [[ax, ay], [bx, by]] = [points[0], points.at(-1)], length = Math.hypot(bx - ax, by - ay);
+  const off = ([x, y]) => (length ? Math.abs((bx - ax) * (ay - y) - (ax - x) * (by - ay)) / length : Math.hypot(x - ax, y - ay));
+  let at = 0, most = 0;
+  for (let i = 1; i < points.length - 1; i += 1) if (off(points[i]) > most) [at, most] = [i, off(points[i])];
+  return most > FINE ? [...simplified(points.slice(0, at + 1)).slice(0, -1), ...simplified(points.slice(at))] : [points[0], points.at(-1)];
+}

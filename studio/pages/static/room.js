@@ -1,11 +1,13 @@
 // The review room: decide, compare, zoom, pin, and on to the next, all by keyboard. The next rooms are fetched before they are asked for.
 import { ask, say, told, typing } from "./page.js";
+import { store, stored } from "./outbox.js";
 import { Remarks } from "./remarks.js";
 import { Retake } from "./retake.js";
 import { Viewer } from "./viewer.js";
 
 const FRESH_MS = 10_000; // a room that was fetched longer ago is looked at again once it is shown
 const PAN = 0.15, NEARER = 1.4;
+const HELD_MS = 600; // on a room that came by itself nothing is decided by a key that was meant for another
 let here; // the room that is shown
 
 // ------------------------------------------------------------------ from room to room
@@ -23,11 +25,13 @@ function fetched(address, anew = false) {
   return ahead.get(address);
 }
 
+let going = 0; // where the last key led: what was asked for before that comes too late
 async function go(address, { push = true } = {}) {
   if (!address) return say("There is no other in this list.");
   if (!asRoom(address)) return location.assign(address);
-  const asked = fetched(address), page = await asked.page;
+  const mine = (going += 1), asked = fetched(address), page = await asked.page;
   ahead.delete(address);
+  if (mine !== going) return;
   if (!page) return location.assign(address);
   if (push) history.pushState({ room: true }, "", address);
   shown(page);
@@ -38,7 +42,10 @@ async function go(address, { push = true } = {}) {
 function shown(page) {
   const other = new DOMParser().parseFromString(page, "text/html");
   document.title = other.title;
-  document.querySelector("main").replaceWith(document.adoptNode(other.querySelector("main")));
+  const main = document.adoptNode(other.querySelector("main"));
+  document.querySelector("main").replaceWith(main);
+  main.setAttribute("aria-label", other.querySelector("h1").textContent); // what is read out when it has the focus
+  main.focus({ preventScroll: true });
   mount();
 }
 
@@ -46,23 +53,26 @@ function shown(page) {
 async function lookAgain(address) {
   const page = await fetched(address, true).page, room = here?.room;
   ahead.delete(address);
-  if (!page || !room || new URL(address, location.href).href !== location.href || room.querySelector("textarea:focus")) return;
+  if (!page || !room?.isConnected || new URL(address, location.href).href !== location.href || room.querySelector("dialog[open]")) return;
+  if ([...room.querySelectorAll("textarea")].some((field) => field.value)) return;
   const now = new DOMParser().parseFromString(page, "text/html").querySelector("[data-room]");
   const differs = (name) => now?.querySelector(name)?.textContent !== room.querySelector(name)?.textContent;
-  if (now && (now.dataset.rowVersion !== room.dataset.rowVersion || differs("[data-comments-json]"))) shown(page);
+  if (!now || (now.dataset.rowVersion === room.dataset.rowVersion && !differs("[data-comments-json]"))) return;
+  shown(page);
+  here.hold();
 }
 
 let answered = Promise.resolve(true); // whether the last decision was taken
 
-/** Back to a room whose decision was refused, as it is now, with what had been written. */
-async function refused(address, reason, words) {
+/** Back to a room whose decision was refused, as it is now. */
+async function refused(address, words) {
   answered = Promise.resolve(true);
   const page = await fetched(address, true).page;
   ahead.delete(address);
   if (!page) return say(words, { name: "Back to it", act: () => go(address) });
   history.pushState({ room: true }, "", address);
   shown(page);
-  if (here.form) here.form.elements.reason.value = reason;
+  here.hold();
   say(words);
 }
 
@@ -81,6 +91,11 @@ class Room {
     this.remarks = new Remarks(room, this.viewer, signal);
     this.retake = new Retake(room);
     this.form = room.querySelector("[data-decide-form]");
+    this.why = `reason ${room.dataset.me} ${room.dataset.version}`; // kept until it is said
+    if (this.form) {
+      this.form.elements.reason.value = stored(this.why, "");
+      this.form.addEventListener("input", () => store(this.why, this.form.elements.reason.value || null));
+    }
     this.said = {}; // a key for each thing that is said, until it is answered: said again, it counts once
     this.acts = {
       compare: () => this.compare("slide"), beside: () => this.compare("beside"), zoom: () => this.#pressed("zoom", this.viewer?.zoom()),
@@ -89,6 +104,11 @@ class Room {
     this.#listen();
     this.viewer?.open();
     requestAnimationFrame(() => setTimeout(() => this.#fetchAhead()));
+  }
+
+  /** Take no decision for a moment: this room was not asked for. */
+  hold() {
+    this.heldUntil = performance.now() + HELD_MS;
   }
 
   leave() {
@@ -128,7 +148,8 @@ class Room {
 
   async decide(verdict) {
     const { room, form } = this, seen = room.querySelector("[data-picture]");
-    if (!form || this.deciding || !seen?.complete || !seen.naturalWidth || !form.querySelector(`[data-verdict="${verdict}"]`)) return;
+    if (!form || this.deciding || performance.now() < (this.heldUntil ?? 0) || !form.querySelector(`[data-verdict="${verdict}"]`)) return;
+    if (!seen?.complete || !seen.naturalWidth) return say("The picture is not loaded yet.");
     const reason = form.elements.reason.value.trim();
     if (verdict !== "approve" && !reason) {
       form.elements.reason.focus();
@@ -143,11 +164,13 @@ class Room {
     answered = asked.then((answer) => answer.ok);
     const from = location.href;
     if (next) await go(next); // it is looked at while this one is written down; nothing is decided on it before
-    const answer = await asked;
+    const landed = here, answer = await asked;
     this.deciding = false;
-    if (!answer.ok) return next ? refused(from, reason, told(answer.body)) : say(told(answer.body), answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);
-    const words = `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.review}`;
-    if (next) return say(words);
+    if (answer.ok) store(this.why, null);
+    const words = answer.ok ? `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.review}` : told(answer.body);
+    if (!answer.ok && !next) return say(words, answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);
+    if (!answer.ok) return here === landed ? refused(from, words) : say(words, { name: "Back to it", act: () => go(from) });
+    if (next || here !== this) return say(words);
     sessionStorage.setItem("said", words);
     location.assign(new URLSearchParams(location.search).get("from") === "queue" ? "/" : location.href);
   }
@@ -166,7 +189,8 @@ class Room {
   async #change(what, body) {
     const { asset, rowVersion } = this.room.dataset;
     const answer = await ask("POST", `/v1/assets/${asset}/${what}`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": crypto.randomUUID() });
-    answer.ok ? location.reload() : say(told(answer.body));
+    if (answer.ok && here === this) location.reload();
+    else say(answer.ok ? `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.availability}, ${answer.body.review}` : told(answer.body));
   }
 
   // ---------------------------------------------------------------- looking
@@ -200,14 +224,14 @@ class Room {
 
   key(event) {
     if (event.key === "Escape") {
-      if (event.target.closest("textarea, input")) event.target.blur();
-      return this.remarks.tool && this.remarks.use(null);
+      const within = event.target.closest("textarea, input, select, dialog[open]");
+      return within ? within.matches("dialog, dialog *") || within.blur() : this.remarks.tool && this.remarks.use(null);
     }
-    if (typing(event) || (event.key !== "?" && !this.room.querySelector("[data-keys-on]").checked) || this.remarks.key(event)) return;
+    if (typing(event) || !this.room.querySelector("[data-keys-on]").checked || this.remarks.key(event)) return;
     if (event.repeat && "acr".includes(event.key)) return; // a key that is held decides on one picture
     const { next, previous } = this.room.dataset, { viewer, acts, remarks } = this;
     const pan = { ArrowLeft: [-PAN, 0], ArrowRight: [PAN, 0], ArrowUp: [0, -PAN], ArrowDown: [0, PAN] }[event.key];
-    if (pan && !event.target.closest(".stage, body:not(:has(:focus))")) return;
+    if (pan && event.target.closest(".side, .bar")) return; // there they scroll
     const can = (name) => this.room.querySelector(name) !== null;
     const act = pan ? () => viewer?.panBy(...pan) : {
       j: () => go(next), k: () => go(previous), a: () => this.decide("approve"), c: () => this.decide("request changes"), r: () => this.decide("reject"),

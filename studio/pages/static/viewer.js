@@ -1,4 +1,5 @@
 // The picture: zoom, pan, two in comparison. OpenSeadragon draws it; until it is loaded, and where it cannot be, the plain picture stands.
+import { say } from "./page.js";
 
 let library;
 /** OpenSeadragon, loaded once. It is no module: it says its name to the window. */
@@ -30,6 +31,8 @@ export class Viewer {
     const OpenSeadragon = await load().catch(() => null);
     if (!OpenSeadragon || !this.view.isConnected) return;
     const element = Object.assign(document.createElement("div"), { className: "deep" });
+    element.setAttribute("role", "img");
+    element.setAttribute("aria-label", this.picture.alt);
     this.view.append(element);
     this.deep = new OpenSeadragon({
       element, drawer: "canvas", showNavigationControl: false, animationTime: 0.25, visibilityRatio: 0.5, minZoomImageRatio: 0.7,
@@ -60,7 +63,6 @@ export class Viewer {
   compare(address, how) {
     if (this.other?.item) this.deep.world.removeItem(this.other.item);
     this.other = address ? { address, how, item: null } : null;
-    this.view.dataset.comparing = address ? how : "";
     const deep = this.deep;
     if (!deep || !deep.world.getItemCount()) return;
     if (!address) return this.home();
@@ -73,6 +75,7 @@ export class Viewer {
         asked.item = item;
         this.slide(this.split);
       },
+      error: () => say("The picture to compare with cannot be loaded."),
     });
     this.home();
   }

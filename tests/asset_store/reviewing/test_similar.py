@@ -68,10 +68,15 @@ def test_an_old_version_is_not_found(session: Session) -> None:
 def test_what_no_encoder_has_seen_is_like_nothing_and_is_told(session: Session) -> None:
     asset = an_asset(session)
     assert like(session, asset) == []
-    assert similar.unseen(session, 5) == [picture_of(asset)]
+    assert similar.newest_encoder(session) is None
+    assert similar.unseen(session, CLIP, 5) == [picture_of(asset)]
     seen(session, asset, 1, 0, 0)
     seen(session, asset, 0, 1, 0)  # again: the first stays
-    assert similar.unseen(session, 5) == []
+    assert similar.newest_encoder(session) == CLIP
+    lost = an_asset(session)
+    similar.remember(session, CLIP, [(picture_of(lost), None)])  # its picture cannot be opened
+    assert like(session, asset) == like(session, lost) == []
+    assert similar.unseen(session, CLIP, 5) == []
 
 
 def test_pictures_like_a_reference(session: Session) -> None:

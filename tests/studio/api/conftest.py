@@ -17,7 +17,7 @@ from asset_store.database import Database
 from asset_store.people import accounts, passes
 from asset_store.people.permissions import NEVER_BY_KEY, Action
 from asset_store.tables import Role
-from flows.settings import Settings
+from flows.settings import DeliverySettings, Settings
 from flows.wiring import Store
 from studio.api.app import create_app
 from studio.api.callers import COOKIE, CSRF_HEADER, csrf_of
@@ -60,4 +60,5 @@ class Door:
 
 @pytest.fixture
 def door(own_database: Database, tmp_path: Path) -> Door:
-    return Door(Store(own_database, open_blobs(str(tmp_path / "blobs")), Settings(home=tmp_path)))
+    places = DeliverySettings(places={"web": str(tmp_path / "web")})
+    return Door(Store(own_database, open_blobs(str(tmp_path / "blobs")), Settings(home=tmp_path, delivery=places)))

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import select
 
-from asset_store.blobs import open_blobs
-from asset_store.database import Database
 from asset_store.people.permissions import Action
 from asset_store.repositories import libraries
 from asset_store.reviewing import similar
 from asset_store.tables import Asset, AuditRow, Delivery, Role
-from flows.settings import DeliverySettings, Settings
-from flows.wiring import Store
 from tests.stories import a_campaign, a_reference, a_sha256, an_approved_asset, an_asset
 from tests.studio.api.conftest import Door
 
@@ -74,7 +69,9 @@ def test_a_link_signs_in_once_and_is_on_record(door: Door) -> None:
     assert olga.post("/v1/people/nobody/links").status_code == 404
     with door.session() as session:
         made = session.scalars(select(AuditRow).where(AuditRow.action == "make sign-in link")).all()
+        signed_in = session.scalars(select(AuditRow).where(AuditRow.action == "sign in")).all()
     assert ("olga", "vera") in [(row.actor, row.detail["handle"]) for row in made]
+    assert ("vera", "olga") in [(row.actor, row.detail["link by"]) for row in signed_in]
     assert all(token not in str(row.detail) for row in made)
 
 
@@ -85,19 +82,12 @@ def test_all_other_browsers_are_signed_out(door: Door) -> None:
     assert here.delete("/v1/sessions").json() == {"ended": 0}
 
 
-@pytest.fixture
-def shop(own_database: Database, tmp_path: Path) -> Door:
-    """With one place to release to."""
-    places = DeliverySettings(places={"web": str(tmp_path / "web")})
-    return Door(Store(own_database, open_blobs(str(tmp_path / "blobs")), Settings(home=tmp_path, delivery=places)))
-
-
-def approved(shop: Door) -> Asset:
+def approved(door: Door) -> Asset:
     """With a picture that is there."""
     out = io.BytesIO()
     Image.new("RGB", (64, 64), (9, 90, 160)).save(out, "PNG")
-    with shop.session() as session:
-        return an_approved_asset(session, picture=shop.store.blobs.put(out.getvalue(), "image/png"))
+    with door.session() as session:
+        return an_approved_asset(session, picture=door.store.blobs.put(out.getvalue(), "image/png"))
 
 
 def released(client: TestClient, asset: Asset, version: int, key: str = "one", place: str = "web") -> httpx.Response:
@@ -106,8 +96,8 @@ def released(client: TestClient, asset: Asset, version: int, key: str = "one", p
     )  # fmt: skip
 
 
-def test_a_release_is_delivered_once(shop: Door, tmp_path: Path) -> None:
-    asset, lee = approved(shop), shop.person("lee", Role.RELEASER)
+def test_a_release_is_delivered_once(door: Door, tmp_path: Path) -> None:
+    asset, lee = approved(door), door.person("lee", Role.RELEASER)
     assert lee.get("/v1/places").json() == {"places": ["web"]}
     version = lee.get(f"/v1/assets/{asset.id}").json()["row_version"]
     assert released(lee, asset, version - 1, "stale").status_code == 412
@@ -116,28 +106,29 @@ def test_a_release_is_delivered_once(shop: Door, tmp_path: Path) -> None:
     assert first.status_code == again.status_code == 201
     assert first.json() == again.json()
     assert first.json()["availability"] == "released"
+    assert released(lee, asset, version, "another key").json() == first.json()  # it went there already
     files = [f for f in (tmp_path / "web").rglob("*") if f.is_file()]
-    with shop.session() as session:
+    with door.session() as session:
         rows = session.scalars(select(Delivery)).all()
     assert sorted(str(f) for f in files) == sorted(r.address for r in rows)
     assert {(r.channel, r.by) for r in rows} == {("web", "lee")}
 
 
-def test_only_places_of_the_settings_are_released_to(shop: Door, tmp_path: Path) -> None:
-    asset, lee = approved(shop), shop.person("lee", Role.RELEASER)
+def test_only_places_of_the_settings_are_released_to(door: Door, tmp_path: Path) -> None:
+    asset, lee = approved(door), door.person("lee", Role.RELEASER)
     version = lee.get(f"/v1/assets/{asset.id}").json()["row_version"]
     for place in ("elsewhere", str(tmp_path / "other"), "../web"):
         assert released(lee, asset, version, place, place).status_code == 404
     assert not (tmp_path / "other").exists()
-    assert released(shop.person("grace", Role.REVIEWER), asset, version).status_code == 403
-    key = shop.key("shop", "lee", Action.RELEASE, Action.VIEW)
+    assert released(door.person("grace", Role.REVIEWER), asset, version).status_code == 403
+    key = door.key("shop", "lee", Action.RELEASE, Action.VIEW)
     assert released(key, asset, version).status_code == 201
 
 
-def test_what_is_not_approved_is_delivered_nowhere(shop: Door, tmp_path: Path) -> None:
-    with shop.session() as session:
+def test_what_is_not_approved_is_delivered_nowhere(door: Door, tmp_path: Path) -> None:
+    with door.session() as session:
         asset = an_asset(session)
-    lee = shop.person("lee", Role.RELEASER)
+    lee = door.person("lee", Role.RELEASER)
     answer = released(lee, asset, asset.row_version)
     assert answer.status_code == 409
     assert not (tmp_path / "web").exists()
