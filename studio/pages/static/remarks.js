@@ -81,7 +81,7 @@ export class Remarks {
       this.shapes.append(...shape(this.draft, "+", true));
     }
     if (this.note) {
-      this.note.hidden = !this.draft;
+      this.note.hidden = this.room.querySelector("[data-pin-remove]").hidden = !this.draft;
       this.note.querySelector("span").textContent = this.draft ? `On ${worded(this.draft)}.` : "";
     }
   }

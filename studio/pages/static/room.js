@@ -44,7 +44,7 @@ function shown(page) {
   document.title = other.title;
   const main = document.adoptNode(other.querySelector("main"));
   document.querySelector("main").replaceWith(main);
-  main.setAttribute("aria-label", other.querySelector("h1").textContent); // what is read out when it has the focus
+  main.setAttribute("aria-label", main.querySelector("h1").textContent); // what is read out when it has the focus
   main.focus({ preventScroll: true });
   mount();
 }

@@ -31,8 +31,6 @@ export class Viewer {
     const OpenSeadragon = await load().catch(() => null);
     if (!OpenSeadragon || !this.view.isConnected) return;
     const element = Object.assign(document.createElement("div"), { className: "deep" });
-    element.setAttribute("role", "img");
-    element.setAttribute("aria-label", this.picture.alt);
     this.view.append(element);
     this.deep = new OpenSeadragon({
       element, drawer: "canvas", showNavigationControl: false, animationTime: 0.25, visibilityRatio: 0.5, minZoomImageRatio: 0.7,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import numpy as np
 from playwright.sync_api import expect
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from asset_store.repositories import libraries
 from asset_store.reviewing import similar
-from asset_store.tables import Asset, Role
+from asset_store.tables import Asset, BrowserSession, Role
 from tests.stories import a_sha256
 from tests.studio.pages.conftest import Site
 from tests.studio.pages.test_pages import quiet, states
@@ -110,3 +111,72 @@ def test_pictures_like_one_are_found_from_its_room(site: Site) -> None:
     expect(page.get_by_role("link", name=re.compile("Remove the filter like shot-00"))).to_be_visible()
     with site.session() as session:
         assert len(session.scalars(select(Asset)).all()) == 3
+
+
+def test_after_back_the_grid_still_decides(site: Site) -> None:
+    site.assets(2, "spring")
+    site.assets(1, "autumn")
+    page = site.person("grace", Role.REVIEWER)
+    page.goto(f"{site.address}/assets")
+    page.get_by_role("combobox", name="Campaign").select_option("autumn")
+    expect(page.locator(".card")).to_have_count(1)
+    page.go_back()
+    expect(page.locator(".card")).to_have_count(3)
+    page.locator("[data-pick]").first.click()
+    expect(page.locator("[data-count]")).to_have_text("1 selected")
+    quiet(page)
+
+
+def test_undo_takes_all_back_whatever_is_shown_by_then(site: Site) -> None:
+    site.assets(3, "spring")
+    site.assets(1, "autumn")
+    page = site.person("grace", Role.REVIEWER)
+    page.goto(f"{site.address}/assets")
+    page.locator("[data-pick]").first.click()
+    page.locator("[data-pick]").last.click(modifiers=["Shift"])
+    page.locator("[data-bulk] [data-decide=approve]").click()
+    expect(page.locator("#said")).to_contain_text("4 decided")
+    page.get_by_role("combobox", name="Campaign").select_option("autumn")
+    expect(page.locator(".card")).to_have_count(1)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#said")).to_contain_text("4 taken back")
+    assert states(site) == {"in review": 4}
+    quiet(page)
+
+
+def test_a_session_that_ended_leads_to_sign_in_and_not_to_an_empty_grid(site: Site) -> None:
+    site.assets(1)
+    page = site.person("grace", Role.REVIEWER)
+    page.goto(f"{site.address}/assets")
+    expect(page.locator(".counts")).to_have_text("1 in review")
+    with site.session() as session:
+        session.execute(update(BrowserSession).values(ended_at=func.now()))
+    page.get_by_role("combobox", name="Review").select_option("approved")
+    page.wait_for_url("**/sign-in")
+
+
+def test_filters_show_what_they_are_whatever_is_offered(site: Site) -> None:
+    site.assets(1)
+    page = site.person("vera", Role.VIEWER)
+    today = datetime.now(UTC).date().isoformat()
+    page.goto(f"{site.address}/assets?person=bob&since={today}&until={today}")
+    expect(page.get_by_role("combobox", name="Asked to decide")).to_have_value("bob")
+    page.goto(f"{site.address}/assets?since={today}&until={today}")
+    expect(page.locator(".card")).to_have_count(1)  # a day is meant to its end
+
+
+def test_the_likest_are_gone_through_in_their_order(site: Site) -> None:
+    asset, far, near = site.assets(3)
+    with site.session() as session:
+        for one, vector in ((asset, (1, 0, 0)), (far, (0, 1, 0)), (near, (1, 1, 0))):
+            seen(session, one, *vector)
+    page = site.person("vera", Role.VIEWER)
+    page.goto(f"{site.address}/assets?like={asset.id}")
+    page.locator(".frame").first.click()
+    page.wait_for_selector("[data-deep]")
+    expect(page.locator("[data-room]")).to_have_attribute("data-asset", str(near.id))
+    page.keyboard.press("j")
+    expect(page.locator("[data-room]")).to_have_attribute("data-asset", str(far.id))
+    page.keyboard.press("j")
+    expect(page.locator("#said")).to_contain_text("no other")
+    quiet(page)
