@@ -26,7 +26,7 @@ demo: $(VENV)/installed  ## a library from S3, new pictures, review, release, li
 	@$(BIN)/python deploy/demo.py
 
 screenshots: $(VENV)/installed browser  ## the pictures of docs/review.md, of the demo
-	$(BIN)/python deploy/screenshots.py
+	$(BIN)/python -m deploy.screenshots
 
 check: $(VENV)/installed  ## ruff, mypy, import contracts, migrations
 	$(BIN)/ruff check .

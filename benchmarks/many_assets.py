@@ -1,4 +1,4 @@
-"""A database of many assets, as a team's would be after years: brands, characters, campaigns, checks, decisions, embeddings.
+"""A database of many assets, as a team's would be after years: brands, characters, campaigns, checks, decisions, comments, embeddings.
 
 Rows are copied in, and the tables' own triggers run. The newest assets have real pictures, the others name blobs that are not there,
 and lineage records are not chained: nothing that is measured here reads either.
@@ -81,6 +81,7 @@ def seed(store: Store, count: int, encoder: ImageEncoder) -> None:
         campaigns = _campaigns(connection, rng, brands, -(-count // CAMPAIGN), now)
         assets = _assets(connection, rng, campaigns, brands, pictures, count, now)
         _versions(connection, rng, assets)
+        _said(connection, rng)
     _embeddings(store.database, noise, assets, encoder)
     with store.database.direct() as connection:
         connection.execute("VACUUM (ANALYZE)")
@@ -174,8 +175,9 @@ def _assets(
 
 
 def _versions(connection: psycopg.Connection, rng: random.Random, assets: Sequence[Asset]) -> None:
-    keys = dict(connection.execute("SELECT id, job_key FROM assets").fetchall())
-    versions, checks, records = [], [], []
+    keys: dict[uuid.UUID, str] = dict(connection.execute("SELECT id, job_key FROM assets").fetchall())
+    versions: list[tuple[Any, ...]] = []
+    checks, records = [], []
     for asset in assets:
         first = uuid.UUID(int=rng.getrandbits(128)) if asset.number > 1 else None
         if first is not None:
@@ -203,6 +205,20 @@ def _versions(connection: psycopg.Connection, rng: random.Random, assets: Sequen
     _copy(connection, f"asset_versions ({columns})", versions)
     _copy(connection, "checks (version_id, name, outcome, value, threshold, message, policy_version)", checks)
     _copy(connection, "lineage_records (version_id, record, previous_sha256, sha256)", records)
+
+
+def _said(connection: psycopg.Connection, rng: random.Random) -> None:
+    """What people said and whom they asked: an approval of what is approved, a comment on one in ten, somebody asked of one in twenty."""
+    versions = connection.execute(
+        "SELECT DISTINCT ON (assets.id) assets.id, asset_versions.id, asset_versions.sha256, assets.review FROM assets "
+        "JOIN asset_versions ON asset_versions.asset_id = assets.id ORDER BY assets.id, asset_versions.number DESC"
+    ).fetchall()
+    decisions = [(v, "brand", "approve", "grace", "", sha) for _, v, sha, review in versions if review == "approved"]
+    _copy(connection, "decisions (version_id, stage, verdict, by, reason, seen_sha256)", decisions)
+    said = [(uuid.uuid4(), v, "grace", "three ears", False) for _, v, _, _ in versions if rng.random() < 0.1]
+    _copy(connection, "comments (id, version_id, by, text, retracted)", said)
+    asked = [(uuid.uuid4(), asset, "brand", "rhea", "grace") for asset, *_ in versions if rng.random() < 0.05]
+    _copy(connection, "assignments (id, asset_id, stage, person, by)", asked)
 
 
 def _embeddings(database: Database, noise: np.random.Generator, assets: Sequence[Asset], encoder: ImageEncoder) -> None:
@@ -235,6 +251,6 @@ def _drawn(encoder: ImageEncoder) -> np.ndarray:
 
 
 def _copy(connection: psycopg.Connection, into: str, rows: Iterable[Sequence[Any]]) -> None:
-    with connection.cursor().copy(f"COPY {into} FROM STDIN") as copy:  # type: ignore[arg-type]
+    with connection.cursor().copy(f"COPY {into} FROM STDIN") as copy:
         for row in rows:
             copy.write_row(row)

@@ -5,20 +5,18 @@ python deploy/screenshots.py
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import Page, ViewportSize, sync_playwright
+
+from benchmarks.serving import served
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME, IMAGES = ROOT / "demo", ROOT / "docs" / "images"
-WINDOW = {"width": 1440, "height": 900}
+WINDOW: ViewportSize = {"width": 1440, "height": 900}
 COLOURS = 192  # of a picture's palette: pages are flat, and the repository stays small
 
 
@@ -28,7 +26,7 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("There is no Chromium to show it in: apt-get install chromium")
-    with served() as link, sync_playwright() as playwright:
+    with served(HOME) as (_, link), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport=WINDOW, color_scheme="light")
         page.goto(link)
@@ -77,30 +75,8 @@ def take(page: Page, name: str) -> None:
     page.wait_for_timeout(300)
     place = IMAGES / f"{name}.png"
     page.screenshot(path=place)
-    from PIL import Image
-
     Image.open(place).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(place, optimize=True)
     print(f"{place.relative_to(ROOT)}: {place.stat().st_size // 1024} KB")
-
-
-@contextmanager
-def served() -> Iterator[str]:
-    """The demo's pages; the link that signs in."""
-    command = [str(Path(sys.executable).with_name("onmodel")), "up", "--port", "0", "--no-worker", "--no-prefect"]
-    environment = {**os.environ, "ONMODEL_HOME": str(HOME), "COLUMNS": "400", "NO_COLOR": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        printed = ""
-        while "sign-in#" not in printed and (line := process.stdout.readline()):
-            printed += line
-        found = re.search(r"http://\S+/sign-in#\S+", printed)
-        if found is None:
-            raise SystemExit(f"onmodel up printed no link: {printed}")
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 if __name__ == "__main__":
