@@ -40,7 +40,7 @@ SEARCHES, NEIGHBOURS = 200, 10
 KEYS = 30
 PAGE_MS, SEARCH_MS, KEY_MS, GROWTH, RECALL = 50.0, 25.0, 100.0, 1.5, 0.95
 PAGES_OF = ("grid", "room", "queue", "counts", "/v1/assets")
-REVIEWER, REVIEWED = "rhea", ("brand-1", "brand-2")
+REVIEWER, REVIEWED = "rhea", ("brand-0", "brand-1")
 FEW = Filters(brand="brand-3", review=ReviewState.IN_REVIEW)  # what few of the nearest are
 A_SECOND = 45  # requests: `onmodel up` lets a caller make 50 a second
 
@@ -110,7 +110,8 @@ def _measured(home: Path, count: int, *, keys: bool) -> dict[str, Any]:
             ("", link.rpartition("#")[2], None),
             (" of a reviewer", _reviewer(settings), REVIEWED),
         ):
-            with _signed_in(address, token) as client:
+            with httpx.Client(base_url=address, timeout=60) as client:
+                client.post("/v1/sessions", json={"link": token}).raise_for_status()
                 for what, draw in _walks(settings, count, brands).items():
                     told[what + who] = _timed(client, what + who, draw)
         if keys:
@@ -260,15 +261,9 @@ def _reviewer(settings: Settings) -> str:
     with open_store(settings) as store, store.database.transaction() as session:
         if accounts.find_person(session, REVIEWER) is None:
             accounts.add_person(session, REVIEWER, "Rhea", "system")
-            for brand in REVIEWED:
-                accounts.grant(session, REVIEWER, Role.REVIEWER, "system", brand, "brand")
+        for brand in REVIEWED:
+            accounts.grant(session, REVIEWER, Role.REVIEWER, "system", brand, "brand")
         return passes.make_link(session, REVIEWER, "system")
-
-
-def _signed_in(address: str, token: str) -> httpx.Client:
-    client = httpx.Client(base_url=address, timeout=60)
-    client.post("/v1/sessions", json={"link": token}).raise_for_status()
-    return client
 
 
 if __name__ == "__main__":

@@ -121,7 +121,6 @@ class Room {
     for (const button of form?.querySelectorAll("[data-verdict]") ?? []) button.addEventListener("click", () => this.decide(button.dataset.verdict));
     form?.addEventListener("submit", (event) => event.preventDefault());
     for (const other of room.querySelectorAll("[data-event-form]")) other.addEventListener("submit", (event) => this.#event(event, other));
-    room.querySelector("[data-release-form]")?.addEventListener("submit", (event) => this.#release(event));
     for (const button of room.querySelectorAll("[data-do]")) button.addEventListener("click", () => this.acts[button.dataset.do]?.());
     for (const button of room.querySelectorAll("[data-tool]")) button.addEventListener("click", () => this.remarks.use(button.dataset.tool));
     for (const button of room.querySelectorAll("[data-compare]")) button.addEventListener("click", () => this.#with(button.dataset.compare));
@@ -175,22 +174,18 @@ class Room {
     location.assign(new URLSearchParams(location.search).get("from") === "queue" ? "/" : location.href);
   }
 
+  /** Whatever a form of the side asks for: its fields, at the address that it names. */
   #event(event, form) {
     event.preventDefault();
-    return this.#change(form.dataset.eventForm, { reason: form.elements.reason.value });
+    if (form.dataset.eventForm === "releases") say("The files are written …");
+    return this.#change(form.dataset.address ?? `/v1/assets/${this.room.dataset.asset}/${form.dataset.eventForm}`, Object.fromEntries(new FormData(form)));
   }
 
-  #release(event) {
-    event.preventDefault();
-    say("The files are written …");
-    return this.#change("releases", { place: event.target.elements.place.value });
-  }
-
-  async #change(what, body) {
-    const { asset, rowVersion } = this.room.dataset;
-    const answer = await ask("POST", `/v1/assets/${asset}/${what}`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": crypto.randomUUID() });
+  async #change(address, body) {
+    const fields = Object.keys(body).length ? body : undefined;
+    const answer = await ask("POST", address, fields, { "If-Match": `"${this.room.dataset.rowVersion}"`, "Idempotency-Key": crypto.randomUUID() });
     if (answer.ok && here === this) location.reload();
-    else say(answer.ok ? `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.availability}, ${answer.body.review}` : told(answer.body));
+    else say(answer.ok ? "That is done." : told(answer.body));
   }
 
   // ---------------------------------------------------------------- looking

@@ -383,3 +383,36 @@ def test_who_does_not_see_is_told_where_they_are(site: Site) -> None:
     page.keyboard.press("j")
     expect(page.locator("main")).to_be_focused()
     expect(page.locator("main")).to_have_attribute("aria-label", page.locator("h1").inner_text())
+
+
+def test_a_released_asset_is_suspended_and_reinstated_by_two_people(site: Site, room: Page) -> None:
+    room.keyboard.press("a")
+    expect(room.locator(".side")).to_contain_text("approve at brand by grace")
+    room.get_by_role("button", name="Release").click()
+    availability = room.locator(".side .state").nth(1)
+    expect(availability).to_have_text("released")
+    room.get_by_text("Suspend", exact=True).click()
+    room.locator("[data-event-form=suspensions] textarea").fill("a claim")
+    room.get_by_role("button", name="Take it out of use").click()
+    expect(availability).to_have_text("suspended")
+    room.get_by_text("Reinstate or withdraw").click()
+    room.locator("[data-event-form=proposals] textarea").fill("settled")
+    room.get_by_role("button", name="Ask", exact=True).click()
+    expect(room.locator(".side")).to_contain_text("grace asks to reinstate it: settled")
+    expect(room.get_by_role("button", name="Confirm")).to_have_count(0)  # a second person does
+    rita = site.person("rita", Role.RIGHTS_MANAGER)
+    rita.goto(room.url)
+    rita.get_by_role("button", name="Confirm").click()
+    expect(rita.locator(".side .state").nth(1)).to_have_text("released")
+    quiet(room)
+    quiet(rita)
+
+
+def test_somebody_is_asked_to_decide(site: Site, room: Page) -> None:
+    with site.session() as session:
+        site.somebody(session)
+    room.get_by_text("Ask somebody").click()
+    room.get_by_label("Person").fill("hedy")
+    room.get_by_role("button", name="Ask", exact=True).click()
+    expect(room.locator(".side")).to_contain_text("hedy at brand")
+    quiet(room)
