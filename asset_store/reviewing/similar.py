@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from pgvector.sqlalchemy import Vector
-from sqlalchemy import cast, exists, literal_column, select, text
+from sqlalchemy import cast, exists, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -15,6 +15,7 @@ from asset_store.reviewing.grid import Filters, Tile, conditions, tiles_of
 from asset_store.tables import Asset, AssetVersion, Embedding, Encoder, PictureEmbedding
 
 SEARCHED = 100  # candidates that the index keeps at once (hnsw.ef_search)
+FEW = 10_000  # assets that pass the filters are compared one by one up to here
 MOST_SCANNED = 20_000  # candidates that it goes on to where most may not be seen
 NEWEST = (Encoder.made_at.desc(), Encoder.sha256)
 
@@ -80,7 +81,11 @@ def like_reference(session: Session, sha256: str, filters: Filters, limit: int =
 def _nearest(
     session: Session, vector: np.ndarray, encoder: str, dim: int, filters: Filters, limit: int, *, exact: bool = False
 ) -> list[Likeness]:
-    """The index is walked until enough are found that pass and are newest (pgvector's iterative scan)."""
+    """The index is walked until enough are found that pass and are newest (pgvector's iterative scan). Where few pass, all that do are
+    compared: a walk would end before it had found them."""
+    passing = tuple(conditions(session, filters))
+    some = select(Asset.id).where(*passing).limit(FEW + 1).subquery()
+    exact = exact or (bool(passing) and (session.scalar(select(func.count()).select_from(some)) or 0) <= FEW)
     if not exact:
         session.execute(text(f"SET LOCAL hnsw.ef_search = {max(SEARCHED, limit)}"))
         session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
@@ -94,7 +99,7 @@ def _nearest(
         select(Asset.id, (1 - distance).label("likeness"))
         .join(AssetVersion, AssetVersion.asset_id == Asset.id)
         .join(PictureEmbedding, PictureEmbedding.picture_sha256 == AssetVersion.sha256)
-        .where(of_encoder, PictureEmbedding.pooled.is_not(None), ~newer, *conditions(session, filters))
+        .where(of_encoder, PictureEmbedding.pooled.is_not(None), ~newer, *passing)
         .order_by(distance + 0 if exact else distance)  # a sum is none that the index knows
         .limit(limit)
     )

@@ -100,6 +100,7 @@ def upgrade() -> None:
     op.create_foreign_key("fk_assets_brand_id_brands", "assets", "brands", ["brand_id"], ["id"])
     for columns in KEYSETS:
         op.create_index(f"ix_assets_{columns[0]}_keyset", "assets", list(columns))
+    op.create_index("ix_assignments_lower_person", "assignments", [sa.text("lower(person)")])
     op.create_index("ix_assets_words", "assets", ["words"], postgresql_using="gin")
     op.create_index("ix_assets_checked", "assets", ["checked"], postgresql_using="gin")
     op.create_index(
@@ -141,6 +142,7 @@ def downgrade() -> None:
     op.execute("DROP TRIGGER origin ON assets")
     op.execute("DROP FUNCTION asset_origin()")
     op.execute("DROP FUNCTION words_of(text)")
+    op.drop_index("ix_assignments_lower_person", "assignments")
     op.drop_index("ix_assets_queue", "assets")
     op.drop_index("ix_assets_checked", "assets")
     op.drop_index("ix_assets_words", "assets")
