@@ -124,7 +124,8 @@ class Database:
         if row is None:
             raise VectorMissing(self.describe(), "its server has no pgvector")
         if tuple(int(part) for part in row[0].split(".")[:2]) < OLDEST_PGVECTOR:
-            raise DatabaseTooOld("pgvector", row[0], ".".join(map(str, OLDEST_PGVECTOR)))
+            how = " and run `ALTER EXTENSION vector UPDATE` in the database"
+            raise DatabaseTooOld("pgvector", row[0], ".".join(map(str, OLDEST_PGVECTOR)), how)
 
 
 def open_database(url: str | None, home: Path) -> Database:

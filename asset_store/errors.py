@@ -211,11 +211,11 @@ class DatabaseUnreachable(StoreError):
 class DatabaseTooOld(StoreError):
     """A PostgreSQL, or a pgvector, older than Onmodel needs; `found` is its version."""
 
-    def __init__(self, what: str, found: str, needed: str) -> None:
+    def __init__(self, what: str, found: str, needed: str, how: str = "") -> None:
         self.found = found
         super().__init__(
             f"the database has {what} {found}, and Onmodel needs {needed} or newer",
-            f"Upgrade {what} (of an extension also in the database: `ALTER EXTENSION vector UPDATE`), or unset ONMODEL_DATABASE__URL to use the embedded database.",
+            f"Upgrade {what}{how}, or unset ONMODEL_DATABASE__URL to use the embedded database.",
         )
 
 

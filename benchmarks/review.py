@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from playwright.sync_api import sync_playwright
 from sqlalchemy import func, select
 
 from asset_store.people import accounts, passes
@@ -30,6 +30,7 @@ from asset_store.reviewing.grid import Filters
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, Brand, Role
 from benchmarks import many_assets
+from benchmarks.chromium import launched
 from benchmarks.rows import Row, at_least, at_most, grows, percentile, tell
 from benchmarks.serving import served
 from flows.settings import Settings, load_settings
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rows(few: dict[str, Any], many: dict[str, Any], given: argparse.Namespace) -> Iterator[Row]:
-    for what in (key for key in few if key.startswith(tuple(PAGES_OF))):
+    for what in (key for key in few if key.startswith(PAGES_OF)):
         yield at_most(f"{what}, p95 among {given.assets}", percentile(many[what], 0.95), PAGE_MS, "ms")
         median, peer = percentile(many[what], 0.5), percentile(few[what], 0.5)
         yield grows(f"{what}, median among {given.assets}", median, f"among {given.few}", peer, GROWTH, "ms")
@@ -193,15 +194,10 @@ def _timed(client: httpx.Client, what: str, draw: Callable[[], str]) -> list[flo
 
 
 def _pressed(address: str, link: str) -> dict[str, list[float]]:
-    """Milliseconds from a key to the next picture, in Chromium; nothing where there is none, which is told."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("There is no Chromium to press keys in: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
+    """Milliseconds from a key to the next picture, in Chromium."""
     told: dict[str, list[float]] = {}
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = launched(playwright)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.add_init_script(CLOCK)
         page.goto(link)

@@ -6,12 +6,12 @@ python deploy/screenshots.py
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
+from benchmarks.chromium import launched
 from benchmarks.serving import served
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,11 +23,8 @@ COLOURS = 192  # of a picture's palette: pages are flat, and the repository stay
 def main() -> None:
     if not (HOME / "postgres").exists():
         raise SystemExit("There is no demo to show: run `make demo` first.")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("There is no Chromium to show it in: apt-get install chromium")
     with served(HOME) as (_, link), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = launched(playwright)
         page = browser.new_page(viewport=WINDOW, color_scheme="light")
         page.goto(link)
         page.wait_for_url(re.compile("/$"))

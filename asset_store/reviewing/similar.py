@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pgvector.sqlalchemy import Vector
-from sqlalchemy import cast, exists, func, literal_column, select, text
+from sqlalchemy import ColumnElement, cast, exists, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -60,36 +60,37 @@ def like_asset(
     if asset.current is None:
         return []
     its = PictureEmbedding
-    known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
-    opened = known.where(its.picture_sha256 == asset.current.sha256, its.pooled.is_not(None))
-    seen = session.execute(opened.order_by(*NEWEST)).first()
-    if seen is None:
-        return []
-    found = _nearest(session, seen.pooled, seen.sha256, seen.dim, filters, limit + 1, exact=exact)
+    said = (its.picture_sha256 == asset.current.sha256, its.pooled.is_not(None))
+    found = _nearest(session, its, said, filters, limit + 1, exact=exact)
     return [near for near in found if near.tile.id != asset.id][:limit]
 
 
 def like_reference(session: Session, sha256: str, filters: Filters, limit: int = 60) -> list[Likeness]:
     """Assets that pass the filters and whose newest picture is like a reference, by the newest encoder that has seen it and pictures."""
-    its = Embedding
-    known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
-    pictures = exists().where(PictureEmbedding.encoder_sha256 == its.encoder_sha256)
-    seen = session.execute(known.where(its.reference_sha256 == sha256, pictures).order_by(*NEWEST)).first()
-    return [] if seen is None else _nearest(session, seen.pooled, seen.sha256, seen.dim, filters, limit)
+    pictures = exists().where(PictureEmbedding.encoder_sha256 == Embedding.encoder_sha256)
+    return _nearest(session, Embedding, (Embedding.reference_sha256 == sha256, pictures), filters, limit)
 
 
 def _nearest(
-    session: Session, vector: np.ndarray, encoder: str, dim: int, filters: Filters, limit: int, *, exact: bool = False
-) -> list[Likeness]:
-    """The index is walked until enough are found that pass and are newest (pgvector's iterative scan). Where few pass, all that do are
-    compared: a walk would end before it had found them."""
+    session: Session, its: type[Embedding | PictureEmbedding], said: Collection[ColumnElement[bool]], filters: Filters, limit: int,
+    *, exact: bool = False,
+) -> list[Likeness]:  # fmt: skip
+    """The nearest to what the newest encoder said of a picture (`said` finds it among `its` rows); none where none has spoken.
+
+    The index is walked until enough are found that pass and are newest (pgvector's iterative scan). Where few pass, all that do are
+    compared: a walk would end before it had found them.
+    """
+    known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
+    seen = session.execute(known.where(*said).order_by(*NEWEST)).first()
+    if seen is None:
+        return []
+    vector, encoder, dim = seen
     passing = tuple(conditions(session, filters))
     some = select(Asset.id).where(*passing).limit(FEW + 1).subquery()
     exact = exact or (bool(passing) and (session.scalar(select(func.count()).select_from(some)) or 0) <= FEW)
     if not exact:
-        session.execute(text(f"SET LOCAL hnsw.ef_search = {max(SEARCHED, limit)}"))
-        session.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
-        session.execute(text(f"SET LOCAL hnsw.max_scan_tuples = {MOST_SCANNED}"))
+        walk = {"ef_search": max(SEARCHED, limit), "iterative_scan": "strict_order", "max_scan_tuples": MOST_SCANNED}
+        session.execute(select(*(func.set_config(f"hnsw.{name}", str(value), True) for name, value in walk.items())))
     # The encoder stands in the text, as it does in its index's condition: a value that is bound would not match that.
     of_encoder = PictureEmbedding.encoder_sha256 == literal_column(f"'{encoder}'")
     distance = cast(PictureEmbedding.pooled, Vector(dim)).cosine_distance(vector)

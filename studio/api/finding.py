@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Depends, Path, Query
 from pydantic import Field
 from sqlalchemy.orm import Session
 
@@ -72,24 +72,28 @@ class FiltersOut(Answer):
     filters: list[FilterOut]
 
 
+def narrowed(
+    who: Who, brand: Line = None, review: ReviewState | None = None, availability: Availability | None = None
+) -> Filters:
+    """Of what the caller may see, what they want to find."""
+    return Filters(who.brands(Action.VIEW), brand=brand, review=review, availability=availability)
+
+
+Narrowed = Annotated[Filters, Depends(narrowed)]
+
+
 @router.get("/assets/{asset_id}/similar")
-def like_asset(
-    asset_id: uuid.UUID, who: Who, store: StoreDep, brand: Line = None, review: ReviewState | None = None,
-    availability: Availability | None = None, limit: Limit = 20,
-) -> LikenessOut:  # fmt: skip
+def like_asset(asset_id: uuid.UUID, who: Who, store: StoreDep, filters: Narrowed, limit: Limit = 20) -> LikenessOut:
     """Assets whose newest picture is like this one's, the nearest first; empty while no encoder has seen it."""
-    filters = Filters(who.brands(Action.VIEW), brand=brand, review=review, availability=availability)
     with store.database.transaction() as session:
         return _told(similar.like_asset(session, seen_asset(session, asset_id, who), filters, limit))
 
 
 @router.get("/references/{reference_id}/similar")
 def like_reference(
-    reference_id: uuid.UUID, who: Who, store: StoreDep, brand: Line = None, review: ReviewState | None = None,
-    availability: Availability | None = None, limit: Limit = 20,
-) -> LikenessOut:  # fmt: skip
+    reference_id: uuid.UUID, who: Who, store: StoreDep, filters: Narrowed, limit: Limit = 20
+) -> LikenessOut:
     """Assets whose newest picture is like a reference, the nearest first."""
-    filters = Filters(who.brands(Action.VIEW), brand=brand, review=review, availability=availability)
     with store.database.transaction() as session:
         sha256 = seen_reference(session, reference_id, who).sha256
         return _told(similar.like_reference(session, sha256, filters, limit))

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from asset_store.errors import NotFound, NotSignedIn
 from asset_store.people.permissions import Action, Principal
+from asset_store.people.saved import KNOWN, LIKE
 from asset_store.reviewing import similar
 from asset_store.reviewing.grid import Filters, Tile
 from asset_store.reviewing.states import Availability, ReviewState
@@ -22,9 +23,6 @@ from studio.api.changing import seen_asset, seen_reference
 
 PAGE = 60
 QUEUE = "queue"
-FILTERS = ("text", "brand", "campaign", "character", "review", "availability", "stage", "person", "check", "outcome", "since",
-           "until")  # fmt: skip
-LIKE = ("like", "like_reference")
 MORE = {"stage", "person", "check", "outcome", "since", "until"}  # filters that are folded away until one is used
 MOST_NAMES = 200
 
@@ -56,7 +54,7 @@ def read_filters(given: Mapping[str, str], who: Principal) -> tuple[Filters, lis
     read: dict[str, Any] = {}
     kinds: dict[str, Any] = {"review": ReviewState, "availability": Availability, "outcome": CheckOutcome,
                              "since": _moment, "until": _until}  # fmt: skip
-    for name in FILTERS:
+    for name in (n for n in KNOWN if n not in LIKE):
         if value := given.get(name, "").strip():
             try:
                 read[name] = kinds[name](value) if name in kinds else value

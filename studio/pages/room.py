@@ -19,7 +19,7 @@ from asset_store.reviewing.grid import Tile
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.queue import DOUBT
 from asset_store.reviewing.retaking import came_to_nothing
-from asset_store.reviewing.states import ReviewState
+from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.rights.availability import open_proposal
 from asset_store.tables import Asset, AssetVersion, Campaign, LineageRecord
 from studio.api.answers import AssetOut, CommentOut
@@ -53,7 +53,7 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
             decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
             lost=asset.review is ReviewState.DRAFT and asset.current is not None and came_to_nothing(session, asset),
             mine=own_stages(asset, who), may={a.value: who.may(a, asset.brand_id) for a in Action},
-            proposal=open_proposal(session, asset.id), places=sorted(store.settings.delivery.places), around=_ways(beside[: len(before)], beside[len(before) :], within),
+            proposal=open_proposal(session, asset.id) if asset.availability is Availability.SUSPENDED else None, places=sorted(store.settings.delivery.places), around=_ways(beside[: len(before)], beside[len(before) :], within),
         )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def grid_page(
 ) -> Response:
     """Everything that the caller may see, narrowed by what stands in the address: the newest first, or the likest to a picture."""
     who = lists.visitor(request, store)
-    given = {k: v for k in (*lists.FILTERS, *lists.LIKE) if (v := request.query_params.get(k, "").strip())}
+    given = {k: v for k in saved.KNOWN if (v := request.query_params.get(k, "").strip())}
     with store.database.transaction() as session:
         filters, told = lists.read_filters(given, who)
         next_after = None

@@ -50,6 +50,14 @@ export const told = (problem) => [problem.title, problem.next_step].filter(Boole
 export const typing = (event) =>
   event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, [contenteditable], dialog[open]") !== null;
 
+const KEYS = "keys"; // in localStorage: "off" where they are switched off
+/** The switch in a part of the page that turns the room's keys off and on. */
+export function switchKeys(part) {
+  const box = part.querySelector("[data-keys-on]");
+  box.checked = localStorage.getItem(KEYS) !== "off";
+  box.addEventListener("change", () => localStorage.setItem(KEYS, box.checked ? "on" : "off"));
+}
+
 /** One picture of a grid is in the tab order; arrows, J and K go on from it. */
 export function rove() {
   for (const grid of document.querySelectorAll("[data-roving]")) {

@@ -1,5 +1,5 @@
 // The review room: decide, compare, zoom, pin, and on to the next, all by keyboard. The next rooms are fetched before they are asked for.
-import { ask, say, told, typing } from "./page.js";
+import { ask, say, switchKeys, told, typing } from "./page.js";
 import { store, stored } from "./outbox.js";
 import { Remarks } from "./remarks.js";
 import { Retake } from "./retake.js";
@@ -15,11 +15,13 @@ let here; // the room that is shown
 const ahead = new Map(); // address -> {at, page}
 const asRoom = (address) => address && new URL(address, location.href).pathname.startsWith("/assets/");
 
-/** The page at an address, fetched before if it was; null where it is none that can be shown here. */
-function fetched(address, anew = false) {
-  if (anew || !ahead.has(address)) {
-    const page = fetch(address, { credentials: "same-origin" }).then((answer) => (answer.ok && !answer.redirected ? answer.text() : null), () => null);
-    ahead.set(address, { at: Date.now(), page });
+/** The page at an address as it is now; null where it is none that can be shown here. */
+const read = (address) => fetch(address, { credentials: "same-origin" }).then((answer) => (answer.ok && !answer.redirected ? answer.text() : null), () => null);
+
+/** The same, asked for before if it was. */
+function fetched(address) {
+  if (!ahead.has(address)) {
+    ahead.set(address, { at: Date.now(), page: read(address) });
     while (ahead.size > 8) ahead.delete(ahead.keys().next().value);
   }
   return ahead.get(address);
@@ -51,8 +53,7 @@ function shown(page) {
 
 /** What was fetched early may have changed since: then the room is shown as it is now, unless somebody has begun to write. */
 async function lookAgain(address) {
-  const page = await fetched(address, true).page, room = here?.room;
-  ahead.delete(address);
+  const page = await read(address), room = here?.room;
   if (!page || !room?.isConnected || new URL(address, location.href).href !== location.href || room.querySelector("dialog[open]")) return;
   if ([...room.querySelectorAll("textarea")].some((field) => field.value)) return;
   const now = new DOMParser().parseFromString(page, "text/html").querySelector("[data-room]");
@@ -62,13 +63,12 @@ async function lookAgain(address) {
   here.hold();
 }
 
-let answered = Promise.resolve(true); // whether the last decision was taken
+const TAKEN = Promise.resolve(true);
+let answered = TAKEN; // whether the decision that is being written down was taken; what it holds up is decided after it, or not at all
 
 /** Back to a room whose decision was refused, as it is now. */
 async function refused(address, words) {
-  answered = Promise.resolve(true);
-  const page = await fetched(address, true).page;
-  ahead.delete(address);
+  const page = await read(address);
   if (!page) return say(words, { name: "Back to it", act: () => go(address) });
   history.pushState({ room: true }, "", address);
   shown(page);
@@ -132,9 +132,7 @@ class Room {
         go(link.href);
       });
     }
-    const keysOn = room.querySelector("[data-keys-on]");
-    keysOn.checked = localStorage.getItem("keys") !== "off";
-    keysOn.addEventListener("change", () => localStorage.setItem("keys", keysOn.checked ? "on" : "off"));
+    switchKeys(room);
   }
 
   #fetchAhead() {
@@ -160,11 +158,12 @@ class Room {
     const body = { verdict, reason, sha256, stage: form.elements.stage?.value ?? null };
     const key = (this.said[JSON.stringify(body)] ??= crypto.randomUUID());
     const asked = ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": key });
-    answered = asked.then((answer) => answer.ok);
+    const mine = (answered = asked.then((answer) => answer.ok));
     const from = location.href;
     if (next) await go(next); // it is looked at while this one is written down; nothing is decided on it before
     const landed = here, answer = await asked;
     this.deciding = false;
+    if (answered === mine) answered = TAKEN; // whatever came of it, it holds nothing up any more
     if (answer.ok) store(this.why, null);
     const words = answer.ok ? `${answer.body.shot} #${answer.body.variant + 1}: ${answer.body.review}` : told(answer.body);
     if (!answer.ok && !next) return say(words, answer.status === 412 ? { name: "Look again", act: () => location.reload() } : undefined);

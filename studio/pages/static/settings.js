@@ -1,5 +1,5 @@
 // Settings: each form and button says in data-send what it asks of /v1; then the page is read anew.
-import { ask, say, told } from "./page.js";
+import { ask, say, switchKeys, told } from "./page.js";
 
 const once = document.querySelector("[data-shown]"), asking = document.querySelector("[data-sure-dialog]");
 
@@ -58,6 +58,4 @@ for (const button of document.querySelectorAll("button[data-send]")) {
   });
 }
 
-const keysOn = document.querySelector("[data-keys-on]");
-keysOn.checked = localStorage.getItem("keys") !== "off";
-keysOn.addEventListener("change", () => localStorage.setItem("keys", keysOn.checked ? "on" : "off"));
+switchKeys(document);

@@ -96,7 +96,7 @@ export class Viewer {
   /** To the pixels, and back to the whole; says whether it is near now. */
   zoom() {
     if (!this.deep) return false;
-    const { viewport } = this.deep, near = viewport.getZoom(true) > viewport.getHomeZoom() * 1.2;
+    const { viewport } = this.deep, near = this.#near();
     if (near) this.home();
     else viewport.zoomTo(Math.max(viewport.getHomeZoom() * 3, viewport.imageToViewportZoom(1)));
     return !near;

@@ -21,9 +21,7 @@ from flows.settings import DeliverySettings, Settings
 from flows.wiring import Store
 from studio.api.app import create_app
 from studio.api.callers import COOKIE, CSRF_HEADER, csrf_of
-from studio.api.limits import Rate
-
-UNLIMITED = Rate(burst=1_000_000, per_s=1e6)
+from tests.studio.served import UNLIMITED
 
 
 class Door:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from sqlalchemy.orm import Session
@@ -24,15 +20,12 @@ from asset_store.lineage import record as lineage
 from asset_store.people import accounts, passes
 from asset_store.reviewing import decide
 from asset_store.tables import Asset, AssetVersion, Campaign, CheckOutcome, Reference, Role
+from benchmarks.chromium import find_chromium, launched
 from flows.settings import DeliverySettings, Settings
 from flows.wiring import Store
 from studio.api.app import create_app
-from studio.api.limits import Rate
-from studio.api.serving import LOOPBACK, listening
 from tests.stories import a_campaign, a_check, a_job, a_record, a_reference
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-UNLIMITED = Rate(burst=1_000_000, per_s=1e6)
+from tests.studio.served import UNLIMITED, served
 
 
 @dataclass
@@ -115,10 +108,10 @@ class Site:
 
 @pytest.fixture(scope="module")  # its event loop runs as long, and flows of other files need one of their own
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
+    if find_chromium() is None:
         pytest.skip("no Chromium: `apt-get install chromium`, or let `make test` install it as root")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        opened = launched(playwright)
         yield opened
         opened.close()
 
@@ -130,17 +123,7 @@ def site(own_database: Database, tmp_path: Path, browser: Browser) -> Iterator[S
         open_blobs(str(tmp_path / "blobs")),
         Settings(home=tmp_path, delivery=DeliverySettings(places={"web": str(tmp_path / "web")})),
     )
-    app = create_app(store, calls=UNLIMITED, sign_ins=UNLIMITED)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    socket = listening(LOOPBACK, 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    made = Site(store, f"http://{LOOPBACK}:{socket.getsockname()[1]}", browser)
-    yield made
-    for context in browser.contexts:
-        context.close()
-    server.should_exit = True
-    thread.join(10)
-    socket.close()
+    with served(create_app(store, calls=UNLIMITED, sign_ins=UNLIMITED)) as address:
+        yield Site(store, address, browser)
+        for context in browser.contexts:
+            context.close()

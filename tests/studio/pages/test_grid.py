@@ -98,11 +98,17 @@ def seen(session: Session, asset: Asset, *vector: float) -> None:
     similar.remember(session, a_sha256("clip"), [(current.sha256, np.array(vector, dtype=np.float32))])
 
 
-def test_pictures_like_one_are_found_from_its_room(site: Site) -> None:
+def three_alike(site: Site) -> tuple[Asset, Asset, Asset]:
+    """An asset, one whose picture is near to its own, and one whose is far."""
     asset, far, near = site.assets(3)
     with site.session() as session:
         for one, vector in ((asset, (1, 0, 0)), (far, (0, 1, 0)), (near, (1, 1, 0))):
             seen(session, one, *vector)
+    return asset, near, far
+
+
+def test_pictures_like_one_are_found_from_its_room(site: Site) -> None:
+    asset, near, far = three_alike(site)
     page = site.person("vera", Role.VIEWER)
     page.goto(f"{site.address}/assets/{asset.id}")
     page.get_by_role("link", name="Similar").click()
@@ -166,10 +172,7 @@ def test_filters_show_what_they_are_whatever_is_offered(site: Site) -> None:
 
 
 def test_the_likest_are_gone_through_in_their_order(site: Site) -> None:
-    asset, far, near = site.assets(3)
-    with site.session() as session:
-        for one, vector in ((asset, (1, 0, 0)), (far, (0, 1, 0)), (near, (1, 1, 0))):
-            seen(session, one, *vector)
+    asset, near, far = three_alike(site)
     page = site.person("vera", Role.VIEWER)
     page.goto(f"{site.address}/assets?like={asset.id}")
     page.locator(".frame").first.click()

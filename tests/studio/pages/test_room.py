@@ -34,6 +34,13 @@ def room(site: Site) -> Page:
     return page
 
 
+def enter(page: Page, site: Site) -> None:
+    """The room of the newest asset, from the grid."""
+    page.goto(f"{site.address}/assets")
+    page.locator(".frame").first.click()
+    page.wait_for_selector("[data-deep]")
+
+
 def drag(page: Page, *points: tuple[float, float]) -> None:
     """Over the picture, in shares of its sides."""
     box = page.locator("[data-layer]").bounding_box()
@@ -180,9 +187,7 @@ def test_without_its_library_the_plain_picture_is_reviewed(site: Site) -> None:
 def test_rooms_are_gone_through_and_back_without_loading_a_page(site: Site) -> None:
     site.assets(3)
     page = site.person("vera", Role.VIEWER)
-    page.goto(f"{site.address}/assets")
-    page.locator(".frame").first.click()
-    page.wait_for_selector("[data-deep]")
+    enter(page, site)
     page.evaluate("window.same = true")
     shots = []
     for key in ("j", "j", "k"):
@@ -227,9 +232,7 @@ def test_a_decision_that_is_refused_comes_back_with_what_was_written(site: Site)
     """The next picture was shown at once; nothing is decided on it, and nothing is lost."""
     site.assets(2)
     page = site.person("grace", Role.REVIEWER)
-    page.goto(f"{site.address}/assets")
-    page.locator(".frame").first.click()
-    page.wait_for_selector("[data-deep]")
+    enter(page, site)
     first = page.locator("h1").inner_text()
     shot = first.removesuffix(" #1")
     with site.session() as session:
@@ -253,9 +256,7 @@ def test_a_decision_that_is_refused_comes_back_with_what_was_written(site: Site)
 def test_a_decision_that_cannot_be_sent_says_so_and_leads_back(site: Site) -> None:
     site.assets(2)
     page = site.person("grace", Role.REVIEWER)
-    page.goto(f"{site.address}/assets")
-    page.locator(".frame").first.click()
-    page.wait_for_selector("[data-deep]")
+    enter(page, site)
     page.wait_for_load_state("networkidle")
     first = page.locator("h1").inner_text()
     page.context.set_offline(True)
@@ -274,9 +275,7 @@ def test_a_decision_that_cannot_be_sent_says_so_and_leads_back(site: Site) -> No
 def test_a_comment_is_sent_from_whatever_page_is_open(site: Site) -> None:
     site.assets(2)
     page = site.person("grace", Role.REVIEWER)
-    page.goto(f"{site.address}/assets")
-    page.locator(".frame").first.click()
-    page.wait_for_selector("[data-deep]")
+    enter(page, site)
     page.wait_for_load_state("networkidle")
     page.context.set_offline(True)
     page.locator("[data-comment-form] textarea").fill("three ears")
@@ -376,9 +375,7 @@ def test_keys_that_are_pressed_fast_lead_one_step_each(site: Site) -> None:
 def test_who_does_not_see_is_told_where_they_are(site: Site) -> None:
     site.assets(2)
     page = site.person("vera", Role.VIEWER)
-    page.goto(f"{site.address}/assets")
-    page.locator(".frame").first.click()
-    page.wait_for_selector("[data-deep]")
+    enter(page, site)
     expect(page.get_by_role("img", name=re.compile("variant 1, version 1"))).to_have_count(1)
     page.keyboard.press("j")
     expect(page.locator("main")).to_be_focused()
@@ -415,4 +412,15 @@ def test_somebody_is_asked_to_decide(site: Site, room: Page) -> None:
     room.get_by_label("Person").fill("hedy")
     room.get_by_role("button", name="Ask", exact=True).click()
     expect(room.locator(".side")).to_contain_text("hedy at brand")
+    quiet(room)
+
+
+def test_a_decision_that_could_not_be_sent_is_made_when_it_is_said_again(site: Site, room: Page) -> None:
+    """The last of a list: there is no other room to come back from."""
+    room.context.set_offline(True)
+    room.keyboard.press("a")
+    expect(room.locator("#said")).to_contain_text("cannot be reached")
+    room.context.set_offline(False)
+    room.keyboard.press("a")
+    expect(room.locator(".side")).to_contain_text("approve at brand by grace")
     quiet(room)
