@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,17 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, ProgrammingError
+from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DisconnectionError, ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from asset_store.embedded import EmbeddedServer
 from asset_store.errors import DatabaseTooNew, DatabaseTooOld, DatabaseUnreachable, VectorMissing
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 MIGRATION_LOCK = 0x6F6E6D6F64656C  # "onmodel": an advisory lock key of the whole database
+TRIED_AFTER_S = 1.0  # of idleness
 OLDEST_POSTGRESQL = 15
 OLDEST_PGVECTOR = (0, 8)  # the first whose index scans go on until enough is found that may be seen
 
@@ -28,14 +31,26 @@ class Database:
 
     def __init__(self, url: URL, server: EmbeddedServer | None = None) -> None:
         self.url = url
-        self.engine = create_engine(url, pool_pre_ping=True)
+        self.engine = create_engine(url)
+        event.listen(self.engine, "connect", _set_up)
+        event.listen(self.engine, "checkin", _note_return)
+        event.listen(self.engine, "checkout", _try_if_idle)
         self._server = server
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        alone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._readers = sessionmaker(alone, expire_on_commit=False, autoflush=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """One use case: commits at the end, rolls back on any error. Rows stay readable afterwards."""
         with self._sessions.begin() as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """For questions alone: each statement stands by itself, which spares the two round trips of a transaction, and changes of
+        mapped rows are never written."""
+        with self._readers() as session:
             yield session
 
     @contextmanager
@@ -153,6 +168,28 @@ def alembic_config(connection: Connection) -> Config:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
+
+
+def _note_return(_: object, record: ConnectionPoolEntry) -> None:
+    record.info["returned_at"] = time.monotonic()
+
+
+def _try_if_idle(connection: psycopg.Connection, record: ConnectionPoolEntry, _: object) -> None:
+    """A server that went away is noticed before a connection that was idle is used; one that was just used is not asked each time."""
+    if time.monotonic() - record.info.get("returned_at", 0.0) > TRIED_AFTER_S:
+        try:
+            connection.execute("")
+            connection.rollback()
+        except psycopg.Error as error:
+            raise DisconnectionError(str(error)) from error
+
+
+def _set_up(connection: psycopg.Connection, _: object) -> None:
+    """Plans are made for the values that are asked for: a filter may pass ten rows or most of them. Compiling one takes longer than
+    any of our questions."""
+    connection.autocommit = True
+    connection.execute("SET plan_cache_mode = force_custom_plan; SET jit = off")
+    connection.autocommit = False
 
 
 def _parse(url: str) -> URL:

@@ -84,6 +84,9 @@ def seed(store: Store, count: int, encoder: ImageEncoder) -> None:
         _said(connection, rng)
     _embeddings(store.database, noise, assets, encoder)
     with store.database.direct() as connection:
+        connection.execute(
+            "VACUUM (FULL) assets"
+        )  # written all at once they leave room that years would have used again
         connection.execute("VACUUM (ANALYZE)")
 
 

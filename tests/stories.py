@@ -217,16 +217,17 @@ def a_record(version: AssetVersion, asset: Asset, references: Sequence[Reference
 
 def an_asset(
     session: Session, campaign: Campaign | None = None, references: Sequence[Reference] = (), record: bool = True,
-    picture: str | None = None,
+    picture: str | None = None, with_version: bool = True,
 ) -> Asset:  # fmt: skip
-    """A draft with one version and its lineage record; picture: the sha256 of a blob that is there."""
+    """A draft with one version, or none, and its lineage record; picture: the sha256 of a blob that is there."""
     number = next(_numbers)
     campaign = campaign or a_campaign(session, f"campaign {number}")
     job = a_job(session, references)
     asset = Asset(campaign=campaign, shot=f"shot {number}", variant=1, job_key=job.key)
     session.add(asset)
     session.flush()
-    a_version(session, asset, references, record, picture)
+    if with_version:
+        a_version(session, asset, references, record, picture)
     return asset
 
 

@@ -12,14 +12,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session, joinedload
 
 from asset_store import audit
 from asset_store.errors import AccountRefused, NotFound, NotSignedIn
 from asset_store.people.accounts import brand_id_of, get_person, principal_of
 from asset_store.people.permissions import NEVER_BY_KEY, Action, Principal
-from asset_store.tables import ApiKey, BrowserSession, SignInLink
+from asset_store.tables import ApiKey, BrowserSession, Person, SignInLink
 
 LINK_FOR = timedelta(minutes=15)
 SESSION_FOR, SESSION_IDLE = timedelta(days=7), timedelta(hours=12)
@@ -72,12 +72,13 @@ def begin_session(session: Session, person_id: uuid.UUID, how: Mapping[str, str]
 def principal_of_session(session: Session, token: str) -> Principal:
     """Who a browser's cookie is; NotSignedIn where its session ended, was idle too long, or its person is disabled."""
     now = datetime.now(UTC)
-    row = session.get(BrowserSession, hash_of(token))
+    whole = joinedload(BrowserSession.person).joinedload(Person.grants)
+    row = session.get(BrowserSession, hash_of(token), options=[whole])
     over = row is None or row.ended_at is not None or row.expires_at <= now or row.seen_at + SESSION_IDLE <= now
     if row is None or over or row.person.disabled_at is not None:
         raise NotSignedIn("you are not signed in, or no longer", "Sign in again.")
     if row.seen_at + SEEN_EVERY < now:
-        row.seen_at = now
+        session.execute(update(BrowserSession).where(BrowserSession.sha256 == row.sha256).values(seen_at=now))
     return principal_of(row.person)
 
 
@@ -142,11 +143,12 @@ def make_key(
 def principal_of_key(session: Session, secret: str) -> Principal:
     """What a key may: its scopes, of what its owner may. NotSignedIn where it is unknown, revoked or over."""
     now = datetime.now(UTC)
-    key = session.scalar(select(ApiKey).where(ApiKey.sha256 == hash_of(secret)))
+    whole = joinedload(ApiKey.owner).joinedload(Person.grants)
+    key = session.scalars(select(ApiKey).where(ApiKey.sha256 == hash_of(secret)).options(whole)).unique().one_or_none()
     if key is None or key.revoked_at is not None or key.expires_at <= now or key.owner.disabled_at is not None:
         raise NotSignedIn("this key is not known, or no longer", "Ask for another one: `onmodel keys make`.")
     if key.used_at is None or key.used_at + SEEN_EVERY < now:
-        key.used_at = now
+        session.execute(update(ApiKey).where(ApiKey.id == key.id).values(used_at=now))
     scopes = frozenset(Action(s) for s in key.scopes if s in set(Action))
     return replace(
         principal_of(key.owner), actor=f"key:{key.name} of {key.owner.handle}", scopes=scopes, only_brand=key.brand_id

@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session, aliased, selectinload
 
 from asset_store.errors import Ambiguous, NotFound
 from asset_store.reviewing.decide import name_of
+from asset_store.reviewing.grid import Around, beside
 from asset_store.reviewing.questions import is_asked, is_current
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import (
@@ -109,9 +110,9 @@ def queue_of(
 
 def around(
     session: Session, person: str, stages: Mapping[uuid.UUID, Collection[str] | None] | None, asset: Asset, later: int
-) -> tuple[Sequence[uuid.UUID], Sequence[uuid.UUID]]:
-    """Ids of the one before the place of an asset in that queue, if any, and of so many behind it. Of one that is not in review any
-    more nobody knows when it was due: what is as doubtful as it was begins behind it."""
+) -> Around:
+    """An asset with the one before its place in that queue, and so many behind it. Of one that is not in review any more nobody knows
+    when it was due: what is as doubtful as it was begins behind it."""
     waiting = _waiting_for(person, stages)
     due = (
         literal(asset.due_at) if asset.due_at is not None else NEVER if asset.review is ReviewState.IN_REVIEW else BEGIN
@@ -119,7 +120,7 @@ def around(
     here = tuple_(literal(asset.doubt), due, literal(asset.made_at), literal(asset.id))
     backwards = waiting.where(tuple_(*QUEUE_ORDER) < here).order_by(*(c.desc() for c in QUEUE_ORDER)).limit(1)
     forwards = waiting.where(tuple_(*QUEUE_ORDER) > here).order_by(*QUEUE_ORDER).limit(later)
-    return session.scalars(backwards).all(), session.scalars(forwards).all()
+    return beside(session, asset.id, backwards, forwards, QUEUE_ORDER)
 
 
 def _waiting_for(person: str, stages: Mapping[uuid.UUID, Collection[str] | None] | None) -> Select[uuid.UUID]:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from pgvector.sqlalchemy import Vector
-from sqlalchemy import ColumnElement, cast, exists, func, literal_column, select
+from sqlalchemy import ColumnElement, cast, exists, func, literal_column, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from asset_store.reviewing.grid import Filters, Tile, conditions, tiles_of
+from asset_store.reviewing.grid import Filters, Tile, conditions, tiles_beside
 from asset_store.tables import Asset, AssetVersion, Embedding, Encoder, PictureEmbedding
 
-SEARCHED = 100  # candidates that the index keeps at once (hnsw.ef_search)
-FEW = 10_000  # assets that pass the filters are compared one by one up to here
-MOST_SCANNED = 20_000  # candidates that it goes on to where most may not be seen
+SEARCHED = 64  # candidates that the index keeps at once (hnsw.ef_search)
+BY_SIGNS, BY_SIGNS_EACH = (
+    400,
+    20,
+)  # the likest by signs that are compared by all that was said: so many, or so many for each wanted
 NEWEST = (Encoder.made_at.desc(), Encoder.sha256)
 
 
@@ -77,32 +79,41 @@ def _nearest(
 ) -> list[Likeness]:  # fmt: skip
     """The nearest to what the newest encoder said of a picture (`said` finds it among `its` rows); none where none has spoken.
 
-    The index is walked until enough are found that pass and are newest (pgvector's iterative scan). Where few pass, all that do are
-    compared: a walk would end before it had found them.
+    Among all assets the index is walked until enough are found that are newest (pgvector's iterative scan). Among those that pass
+    filters it would end before it had found them where they lie far away, as another brand's do: there the signs of all that pass are
+    compared, which stand in their own rows, and then what was said of the likest by signs.
     """
-    known = select(its.pooled, Encoder.sha256, Encoder.dim).join(Encoder, Encoder.sha256 == its.encoder_sha256)
+    passing = tuple(conditions(session, filters))
+    by_index = not passing and not exact
+    walk = {"ef_search": max(SEARCHED, limit), "iterative_scan": "strict_order"} if by_index else {}
+    set_up = (func.set_config(f"hnsw.{name}", str(value), False) for name, value in walk.items())
+    other, spoke = aliased(Encoder), aliased(PictureEmbedding)
+    newer = exists().where(
+        spoke.encoder_sha256 == other.sha256,
+        tuple_(other.made_at, Encoder.sha256) > tuple_(Encoder.made_at, other.sha256),
+    )
+    known = select(Encoder.sha256, Encoder.dim, newer, *set_up).join(its, Encoder.sha256 == its.encoder_sha256)
     seen = session.execute(known.where(*said).order_by(*NEWEST)).first()
     if seen is None:
         return []
-    vector, encoder, dim = seen
-    passing = tuple(conditions(session, filters))
-    some = select(Asset.id).where(*passing).limit(FEW + 1).subquery()
-    exact = exact or (bool(passing) and (session.scalar(select(func.count()).select_from(some)) or 0) <= FEW)
-    if not exact:
-        walk = {"ef_search": max(SEARCHED, limit), "iterative_scan": "strict_order", "max_scan_tuples": MOST_SCANNED}
-        session.execute(select(*(func.set_config(f"hnsw.{name}", str(value), True) for name, value in walk.items())))
+    encoder, dim, superseded = seen[:3]
+    by_signs = not by_index and not exact and not superseded  # what an older encoder said is compared in full
+    by_encoder = *said, its.encoder_sha256 == encoder
+    some = select(Asset.id, Asset.current_sha256).where(*passing)
+    if by_signs:
+        its_signs = select(func.binary_quantize(its.pooled)).where(*by_encoder).scalar_subquery()
+        signs = func.hamming_distance(Asset.look, its_signs)
+        some = some.where(Asset.look_encoder == encoder).order_by(signs).limit(max(BY_SIGNS, BY_SIGNS_EACH * limit))
     # The encoder stands in the text, as it does in its index's condition: a value that is bound would not match that.
     of_encoder = PictureEmbedding.encoder_sha256 == literal_column(f"'{encoder}'")
+    vector = select(cast(its.pooled, Vector(dim))).where(*by_encoder).scalar_subquery()
     distance = cast(PictureEmbedding.pooled, Vector(dim)).cosine_distance(vector)
-    later = aliased(AssetVersion)
-    newer = exists().where(later.asset_id == AssetVersion.asset_id, later.number > AssetVersion.number)
+    asset = some.subquery("asset")
     question = (
-        select(Asset.id, (1 - distance).label("likeness"))
-        .join(AssetVersion, AssetVersion.asset_id == Asset.id)
-        .join(PictureEmbedding, PictureEmbedding.picture_sha256 == AssetVersion.sha256)
-        .where(of_encoder, PictureEmbedding.pooled.is_not(None), ~newer, *passing)
-        .order_by(distance + 0 if exact else distance)  # a sum is none that the index knows
+        select(asset.c.id, (1 - distance).label("likeness"))
+        .join(PictureEmbedding, PictureEmbedding.picture_sha256 == asset.c.current_sha256)
+        .where(of_encoder, PictureEmbedding.pooled.is_not(None))
+        .order_by(distance if by_index else distance + 0)  # a sum is none that the index knows
         .limit(limit)
     )
-    likeness = {row.id: float(row.likeness) for row in session.execute(question)}
-    return [Likeness(tile, likeness[tile.id]) for tile in tiles_of(session, list(likeness))]
+    return [Likeness(tile, likeness) for tile, likeness in tiles_beside(session, question.subquery("near"))]

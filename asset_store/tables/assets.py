@@ -9,7 +9,7 @@ from typing import Any
 
 from pgvector.sqlalchemy import Vector
 from sqlalchemy import BigInteger, FetchedValue, ForeignKey, Identity, Index, SmallInteger, Text, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, BIT, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from asset_store.reviewing.states import Availability, ReviewState
@@ -36,8 +36,9 @@ class Verdict(enum.StrEnum):
 class Asset(Base):
     """A picture that a campaign asked for: a stack of versions, its place in review, its availability.
 
-    `brand_id`, `character`, `words`, `doubt` and `checked` are what lists filter and order by. Triggers write them from the campaign,
-    the job and the newest version's checks, whoever writes those (docs/decisions/0005).
+    `brand_id`, `character`, `words`, `doubt`, `checked`, `current_number`, `current_sha256`, `look`, `look_encoder` and `asked` are what
+    lists show, filter and order by. Triggers write them from the campaign, the job, the versions, their checks and embeddings, and the
+    assignments, whoever writes those (docs/decisions/0005).
     """
 
     __tablename__ = "assets"
@@ -46,11 +47,17 @@ class Asset(Base):
         Index("ix_assets_waits_at", "waits_at", postgresql_using="gin"),
         Index("ix_assets_words", "words", postgresql_using="gin"),
         Index("ix_assets_checked", "checked", postgresql_using="gin"),
+        Index("ix_assets_asked", "asked", postgresql_using="gin"),
+        Index("ix_assets_waiting", "made_at", "id", postgresql_where=text("waits_at <> '{}'::text[]")),
         Index(
             "ix_assets_queue", "doubt", text("coalesce(due_at, 'infinity'::timestamptz)"), "made_at", "id",
             postgresql_where=text("review = 'in review'"),
         ),
         Index("ix_assets_made_at_keyset", "made_at", "id"),
+        Index(  # all that likeness among a brand's asks: the rows themselves lie on as many pages as there are
+            "ix_assets_looks", "brand_id", "review",
+            postgresql_include=["id", "current_sha256", "look", "look_encoder", "availability", "character"],
+        ),
         *(
             Index(f"ix_assets_{by}_keyset", by, "made_at", "id")
             for by in ("brand_id", "campaign_id", "review", "availability", "character")
@@ -76,6 +83,11 @@ class Asset(Base):
     words: Mapped[Any] = mapped_column(TSVECTOR, server_default=text("''::tsvector"), deferred=True)
     doubt: Mapped[int] = mapped_column(SmallInteger, server_default="1")  # of the worst check: DOUBT in reviewing/queue
     checked: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")  # "name", "outcome", "name=outcome"
+    current_number: Mapped[int] = mapped_column(server_default="0")  # of the newest version, 0 where there is none yet
+    current_sha256: Mapped[str | None] = mapped_column(index=True)
+    look: Mapped[Any | None] = mapped_column(BIT(varying=True), deferred=True)  # signs of what the encoder said of it
+    look_encoder: Mapped[str | None] = mapped_column(deferred=True)  # the newest that has seen it, by sha256
+    asked: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")  # in lower case, at stages it waits at
     campaign: Mapped[Campaign] = relationship(lazy="joined")
     versions: Mapped[list[AssetVersion]] = relationship(order_by="AssetVersion.number", back_populates="asset")
 

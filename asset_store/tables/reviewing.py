@@ -35,11 +35,7 @@ class Assignment(Base):
     """Somebody who is asked to decide on an asset at a stage; the others of the stage may, too."""
 
     __tablename__ = "assignments"
-    __table_args__ = (
-        UniqueConstraint("asset_id", "stage", "person"),
-        Index("ix_assignments_person", "person"),
-        Index("ix_assignments_lower_person", text("lower(person)")),
-    )
+    __table_args__ = (UniqueConstraint("asset_id", "stage", "person"), Index("ix_assignments_person", "person"))
     id: Mapped[Id]
     asset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("assets.id"))
     stage: Mapped[str]

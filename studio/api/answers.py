@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing.comments import Remark
-from asset_store.reviewing.grid import Counts
+from asset_store.reviewing.grid import Counts, Listed
 from asset_store.tables import ApiKey, Asset, AssetVersion, Assignment, AuditRow, Check, Person, Proposal, Role
 
 
@@ -82,6 +82,29 @@ class AssetOut(Answer):
             variant=asset.variant, review=asset.review.value, availability=asset.availability.value,
             waits_at=list(asset.waits_at), due_at=asset.due_at, row_version=asset.row_version, made_at=asset.made_at,
             current=None if asset.current is None else VersionOut.of(asset.current),
+        )  # fmt: skip
+
+    @classmethod
+    def listed(cls, listed: Listed) -> AssetOut:
+        """One of many."""
+        tile = listed.tile
+        current = tile.sha256 and VersionOut.model_validate(
+            {
+                "id": listed.version_id,
+                "number": tile.number,
+                "parent_id": listed.parent_id,
+                "sha256": tile.sha256,
+                "width_px": listed.width_px,
+                "height_px": listed.height_px,
+                "made_at": listed.made_at,
+                "picture": f"/v1/assets/{tile.id}/pictures/{tile.sha256}",
+                "checks": listed.checks or [],
+            }
+        )
+        return cls(
+            id=tile.id, brand=tile.brand, campaign=tile.campaign, character=tile.character, shot=tile.shot, variant=tile.variant,
+            review=tile.review.value, availability=tile.availability.value, waits_at=list(tile.waits_at), due_at=tile.due_at,
+            row_version=tile.row_version, made_at=tile.made_at, current=current or None,
         )  # fmt: skip
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
-from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.wiring import Store
 from studio.api import (
@@ -50,6 +51,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+_HEADERS = [(k.lower().encode(), v.encode()) for k, v in {**HEADERS, "Cache-Control": "no-store"}.items()]
 TITLE = "Onmodel"
 ABOUT = """Approved references in, approved pictures out, and where each of them came from.
 
@@ -72,7 +74,7 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
     app.state.callers, app.state.sign_ins = Limiter(calls), Limiter(sign_ins)
     app.state.provider = Provider(store.settings.oidc) if store.settings.oidc.issuer else None
     problems.install(app)
-    app.middleware("http")(_guarded)
+    app.add_middleware(Guard)
     refusals = {s: {"content": {problems.MEDIA_TYPE: {}}, "description": told} for s, told in REFUSALS.items()}
     for part in (
         assets,
@@ -106,24 +108,46 @@ REFUSALS = {
 }
 
 
-async def _guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Headers of every answer; bodies that are too large are not read."""
-    length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > LARGEST_BODY or "chunked" in request.headers.get("transfer-encoding", ""):
-        told = f"a request is {LARGEST_BODY} bytes at most, and says its length"
-        answer: Response = problems.answer(problems.problem(413, told))
-    else:
+class Guard:
+    """Headers of every answer; bodies that are too large are not read; what fails is told by a number that is in the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                given = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(h for h in _HEADERS if h[0] not in given)]
+            await send(message)
+
+        if not _is_small(scope):
+            told = f"a request is {LARGEST_BODY} bytes at most, and says its length"
+            await problems.answer(problems.problem(413, told))(scope, receive, send_guarded)
+            return
         try:
-            answer = await call_next(request)
+            await self.app(scope, receive, send_guarded)
         except Exception:
             number = uuid.uuid4().hex[:12]
-            problems.log.exception("request %s failed: %s %s", number, request.method, request.url.path)
+            problems.log.exception("request %s failed: %s %s", number, scope["method"], scope["path"])
+            if begun:  # it cannot be told any more: the connection ends
+                raise
             told = f"something went wrong here; in the log it is {number}"
-            answer = problems.answer(problems.problem(500, told, kind="Unexpected"))
-    for name, value in HEADERS.items():
-        answer.headers.setdefault(name, value)
-    answer.headers.setdefault("Cache-Control", "no-store")
-    return answer
+            await problems.answer(problems.problem(500, told, kind="Unexpected"))(scope, receive, send_guarded)
+
+
+def _is_small(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    length = headers.get("content-length", "0")
+    chunked = "chunked" in headers.get("transfer-encoding", "")
+    return length.isdigit() and int(length) <= LARGEST_BODY and not chunked
 
 
 def _version() -> str:

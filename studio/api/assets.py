@@ -74,16 +74,16 @@ def find_assets(
         who.brands(Action.VIEW), brand, campaign, character, review, availability, stage, who.actor if person == "me" else person,
         check, outcome, since, until, text,
     )  # fmt: skip
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         page = grid.page(session, filters, after, limit)
         counted = CountsOut.of(grid.counts(session, filters)) if counts else None
-        return AssetPage(assets=[AssetOut.of(a) for a in page.assets], next_after=page.next_after, counts=counted)
+        return AssetPage(assets=[AssetOut.listed(a) for a in page.assets], next_after=page.next_after, counts=counted)
 
 
 @router.get("/assets/{asset_id}")
 def get_asset(asset_id: uuid.UUID, who: Who, store: StoreDep, response: Response) -> AssetOut:
     """One asset; its ETag is what changes are sent with."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         told = AssetOut.of(seen_asset(session, asset_id, who))
     tag(response, told)
     return told
@@ -92,7 +92,7 @@ def get_asset(asset_id: uuid.UUID, who: Who, store: StoreDep, response: Response
 @router.get("/assets/{asset_id}/lineage")
 def get_lineage(asset_id: uuid.UUID, who: Who, store: StoreDep) -> dict[str, Any]:
     """Where every version came from and went: references, models, settings, run, checks, decisions, deliveries."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return tree_of(session, seen_asset(session, asset_id, who)).as_json()
 
 

@@ -40,7 +40,7 @@ def caller(request: Request, store: StoreDep) -> Principal:
     """NotSignedIn, 403 for a change without the page's token, 429 for too many requests."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     cookie = request.cookies.get(COOKIE, "")
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         if scheme:
             if scheme.casefold() != "bearer":
                 raise NotSignedIn("this kind of authorization is not known", "Send `Authorization: Bearer KEY`.")

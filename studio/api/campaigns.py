@@ -34,7 +34,7 @@ def get_campaigns(
         question = question.where(
             tuple_(Campaign.made_at, Campaign.id) < tuple_(*map(literal, read_mark(after, "campaigns")))
         )
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         found = session.scalars(question).all()
         shown = found[:limit]
         states = select(Asset.campaign_id, Asset.review, func.count()).group_by(Asset.campaign_id, Asset.review)

@@ -46,7 +46,7 @@ class AssignmentIn(Asked):
 @router.get("/assets/{asset_id}/comments")
 def get_comments(asset_id: uuid.UUID, who: Who, store: StoreDep) -> CommentsOut:
     """What stands of all versions, the oldest first."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return _comments(session, seen_asset(session, asset_id, who).id)
 
 
@@ -85,7 +85,7 @@ def retract_comment(comment_id: uuid.UUID, who: Who, store: StoreDep) -> Comment
 @router.get("/assets/{asset_id}/assignments")
 def get_assignments(asset_id: uuid.UUID, who: Who, store: StoreDep) -> AssignmentsOut:
     """Who is asked to decide."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return _assignments(session, seen_asset(session, asset_id, who).id)
 
 

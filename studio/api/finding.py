@@ -85,7 +85,7 @@ Narrowed = Annotated[Filters, Depends(narrowed)]
 @router.get("/assets/{asset_id}/similar")
 def like_asset(asset_id: uuid.UUID, who: Who, store: StoreDep, filters: Narrowed, limit: Limit = 20) -> LikenessOut:
     """Assets whose newest picture is like this one's, the nearest first; empty while no encoder has seen it."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return _told(similar.like_asset(session, seen_asset(session, asset_id, who), filters, limit))
 
 
@@ -94,7 +94,7 @@ def like_reference(
     reference_id: uuid.UUID, who: Who, store: StoreDep, filters: Narrowed, limit: Limit = 20
 ) -> LikenessOut:
     """Assets whose newest picture is like a reference, the nearest first."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         sha256 = seen_reference(session, reference_id, who).sha256
         return _told(similar.like_reference(session, sha256, filters, limit))
 
@@ -102,7 +102,7 @@ def like_reference(
 @router.get("/filters")
 def get_filters(who: Who, store: StoreDep) -> FiltersOut:
     """The caller's own saved filters, by name."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return _kept(session, who)
 
 

@@ -92,14 +92,14 @@ def sign_out_elsewhere(who: OnlyPeople, store: StoreDep, request: Request) -> En
 def me(who: Who, store: StoreDep, request: Request) -> MeOut:
     """Who is asking, and what they may do where."""
     cookie = request.cookies.get(COOKIE, "") if who.is_person else ""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return _me(session, who, csrf_of(cookie) if cookie else None)
 
 
 @router.get("/people")
 def get_people(who: Admin, store: StoreDep) -> PeopleOut:
     """Everybody, with their roles."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return _people(session)
 
 
@@ -167,7 +167,7 @@ def enable(handle: str, who: Admin, store: StoreDep) -> PersonOut:
 def get_keys(who: Who, store: StoreDep) -> KeysOut:
     """One's own keys; an admin sees all."""
     mine = None if who.may(Action.ADMINISTER, None) else who.person_id
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return KeysOut(keys=[KeyOut.of(k) for k in passes.keys(session, mine)])
 
 
@@ -202,7 +202,7 @@ def get_audit(
         question = question.where(AuditRow.actor == actor)
     if before is not None:
         question = question.where(AuditRow.seq < before)
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         rows = session.scalars(question).all()
     shown = rows[:limit]
     return AuditPage(rows=[AuditRowOut.of(r) for r in shown], next_before=shown[-1].seq if len(rows) > limit else None)

@@ -30,7 +30,7 @@ router = APIRouter(
 @router.get("/assets/{asset_id}/pictures/{sha256}")
 def get_picture(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) -> Response:
     """A version's picture, as it was made."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         _need_version(session, asset_id, sha256, who)
     return _answer(store.blobs.get(sha256), "image/png", sha256)
 
@@ -38,7 +38,7 @@ def get_picture(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) 
 @router.get("/assets/{asset_id}/thumbnails/{sha256}")
 def get_thumbnail(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) -> Response:
     """A version's picture in WebP, 320 px at its longer side."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         _need_version(session, asset_id, sha256, who)
     return _answer(thumbnail(store.blobs, sha256, store.settings.home / "thumbnails"), "image/webp", sha256)
 
@@ -67,7 +67,7 @@ def _need_version(session: Session, asset_id: uuid.UUID, sha256: str, who: Princ
 
 
 def _reference(reference_id: uuid.UUID, who: Principal, store: StoreDep) -> Reference:
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return seen_reference(session, reference_id, who)
 
 

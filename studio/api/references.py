@@ -58,7 +58,7 @@ def get_references(
     ending: bool = False, after: Line = None, limit: Annotated[int, Query(ge=1, le=200)] = 60,
 ) -> ReferencesOut:  # fmt: skip
     """References of the brands that the caller may see, by key. `ending`: only those whose licence is over within 14 days, or is."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         page = look_through(
             session, who.brands(Action.VIEW), datetime.now(UTC).date(), brand=brand, character=character, state=state,
             ending=ending, after=after, limit=limit,

@@ -56,7 +56,7 @@ class RetakeIn(Asked):
 @router.get("/assets/{asset_id}/retake")
 def plan(asset_id: uuid.UUID, who: Who, store: StoreDep) -> RetakePlanOut:
     """What would change, from the comments and reasons; nothing is made. Another seed is drawn each time."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return RetakePlanOut.of(plan_retake(session, seen_asset(session, asset_id, who, Action.PRODUCE), None))
 
 

@@ -57,7 +57,7 @@ class SharesOut(Answer):
 @router.get("/shares")
 def get_shares(who: Who, store: StoreDep) -> SharesOut:
     """The links of the brands that the caller shares, the newest first."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return SharesOut(shares=[ShareOut.of(link) for link in shares.links(session, who.brands(Action.SHARE))])
 
 

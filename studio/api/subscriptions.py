@@ -56,7 +56,7 @@ class SubscriptionsOut(Answer):
 @router.get("/subscriptions")
 def get_subscriptions(who: Admin, store: StoreDep) -> SubscriptionsOut:
     """All of them, with what the last try came to."""
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         return _all(session)
 
 

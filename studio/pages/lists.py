@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import Request
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import NotFound, NotSignedIn
@@ -25,6 +26,26 @@ PAGE = 60
 QUEUE = "queue"
 MORE = {"stage", "person", "check", "outcome", "since", "until"}  # filters that are folded away until one is used
 MOST_NAMES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the template of a card shows, in as few pieces as it has: a page has 60 of them."""
+
+    id: str
+    href: str
+    title: str
+    told: str
+    place: str
+    review: str
+    state: str
+    availability: str
+    doubts: str
+    due: str
+    is_late: bool
+    row_version: int
+    sha256: str
+    thumbnail: str
 
 
 class ToSignIn(Exception):
@@ -86,16 +107,18 @@ def likest(
     return tuple(n.tile for n in near), {name: told}
 
 
-def card(tile: Tile, address: str) -> dict[str, Any]:
-    """A tile as the card template reads it; address: the list that it stands in, which the room goes on through."""
-    return {
-        "id": str(tile.id), "href": f"/assets/{tile.id}" + (f"?{address}" if address else ""), "shot": tile.shot,
-        "variant": tile.variant + 1, "campaign": tile.campaign, "brand": tile.brand, "review": tile.review.value,
-        "availability": tile.availability.value, "waits_at": tile.waits_at,
-        "due": tile.due_at.isoformat(timespec="minutes") if tile.due_at else "", "row_version": tile.row_version,
-        "late": tile.due_at is not None and tile.due_at < datetime.now(UTC), "bad": tile.doubts, "sha256": tile.sha256 or "",
-        "thumbnail": f"/v1/assets/{tile.id}/thumbnails/{tile.sha256}" if tile.sha256 else "",
-    }  # fmt: skip
+def card(tile: Tile, address: str) -> Card:
+    """A tile as its template reads it; address: the list that it stands in, which the room goes on through."""
+    place = f"{tile.brand} / {tile.campaign}"
+    waits = f" · {', '.join(tile.waits_at)}" if tile.waits_at else ""
+    return Card(
+        id=str(tile.id), href=f"/assets/{tile.id}" + (f"?{address}" if address else ""), title=f"{tile.shot} #{tile.variant + 1}",
+        told=f"{tile.shot}, variant {tile.variant + 1}", place=place, review=tile.review.value, state=tile.review.value + waits,
+        availability=tile.availability.value, doubts=", ".join(tile.doubts),
+        due=tile.due_at.isoformat(timespec="minutes") if tile.due_at else "",
+        is_late=tile.due_at is not None and tile.due_at < datetime.now(UTC), row_version=tile.row_version, sha256=tile.sha256 or "",
+        thumbnail=f"/v1/assets/{tile.id}/thumbnails/{tile.sha256}" if tile.sha256 else "",
+    )  # fmt: skip
 
 
 def names(session: Session, who: Principal) -> dict[str, list[str]]:
@@ -108,10 +131,9 @@ def names(session: Session, who: Principal) -> dict[str, list[str]]:
         brands = brands.where(Brand.id.in_(within))
         campaigns = campaigns.where(Campaign.brand_id.in_(within))
         characters = characters.where(Character.brand_id.in_(within))
-    return {
-        "brand": list(session.scalars(brands)), "campaign": sorted(set(session.scalars(campaigns))),
-        "character": list(session.scalars(characters)),
-    }  # fmt: skip
+    offered = {"brand": brands, "campaign": campaigns, "character": characters}
+    found = session.execute(select(*(func.array(q.scalar_subquery()).label(name) for name, q in offered.items()))).one()
+    return {name: sorted(set(getattr(found, name))) for name in offered}
 
 
 def able(who: Principal, action: Action) -> bool:

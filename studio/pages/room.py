@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from sqlalchemy import select
-from sqlalchemy.orm import Session, joinedload, selectinload
+from sqlalchemy.orm import Session, joinedload
 
 from asset_store.people.permissions import Action, Principal
 from asset_store.reviewing import assigning, grid, queue
 from asset_store.reviewing.comments import remarks_of
-from asset_store.reviewing.grid import Tile
+from asset_store.reviewing.grid import Around
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.queue import DOUBT
 from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.rights.availability import open_proposal
-from asset_store.tables import Asset, AssetVersion, Campaign, LineageRecord
+from asset_store.tables import Asset, AssetVersion, LineageRecord
 from studio.api.answers import AssetOut, CommentOut
 from studio.api.callers import StoreDep, need, own_stages
 from studio.pages import lists
@@ -36,15 +36,14 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Response:
     who = lists.visitor(request, store)
     within = dict(request.query_params)
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         asset = _whole(session, asset_id, who)
         records = select(LineageRecord).where(LineageRecord.version_id.in_([v.id for v in asset.versions]))
         record = {r.version_id: r.record for r in session.scalars(records)}
         shown = record.get(asset.current.id, {}) if asset.current else {}
-        before, later = _around(session, asset, within, who)
-        tile, *beside = grid.tiles_of(session, [asset.id, *before, *later])
+        around = _around(session, asset, within, who)
         return page(
-            request, "room.html", who, asset=AssetOut.of(asset).model_dump(mode="json"), card=lists.card(tile, ""),
+            request, "room.html", who, asset=AssetOut.of(asset).model_dump(mode="json"), card=lists.card(around.tile, ""),
             checks=sorted(asset.current.checks if asset.current else [], key=lambda c: (DOUBT[c.outcome], c.seq)),
             references=[r for r in shown.get("references", []) if r.get("sha256")], settings=shown.get("settings", {}),
             models=shown.get("models", []), versions=_versions(asset, record),
@@ -53,42 +52,41 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
             decisions=[d for v in reversed(asset.versions) for d in reversed(v.decisions)],
             lost=asset.review is ReviewState.DRAFT and asset.current is not None and came_to_nothing(session, asset),
             mine=own_stages(asset, who), may={a.value: who.may(a, asset.brand_id) for a in Action},
-            proposal=open_proposal(session, asset.id) if asset.availability is Availability.SUSPENDED else None, places=sorted(store.settings.delivery.places), around=_ways(beside[: len(before)], beside[len(before) :], within),
+            proposal=open_proposal(session, asset.id) if asset.availability is Availability.SUSPENDED else None, places=sorted(store.settings.delivery.places), around=_ways(around, within),
         )  # fmt: skip
 
 
 def _whole(session: Session, asset_id: uuid.UUID, who: Principal) -> Asset:
     """The asset with all that hangs on its versions, if they may see it. NotFound."""
-    versions = selectinload(Asset.versions)
+    versions = joinedload(Asset.versions)
     parts = versions.selectinload(AssetVersion.checks), versions.selectinload(AssetVersion.decisions)
-    asset = session.get(Asset, asset_id, options=(*parts, joinedload(Asset.campaign).defer(Campaign.brief)))
+    asset = session.get(Asset, asset_id, options=parts)
     need(who, Action.VIEW, None if asset is None else asset.brand_id, "asset", asset_id)
     assert asset is not None
     return asset
 
 
-def _around(
-    session: Session, asset: Asset, within: Mapping[str, str], who: Principal
-) -> tuple[Sequence[uuid.UUID], Sequence[uuid.UUID]]:
-    """Ids of the one before this asset in the list that it was opened from, if any, and of those behind it."""
+def _around(session: Session, asset: Asset, within: Mapping[str, str], who: Principal) -> Around:
+    """This asset in the list that it was opened from."""
     if within.get("from") == lists.QUEUE:
         return queue.around(session, who.actor, lists.stages_of(who, session), asset, AHEAD)
     filters, _ = lists.read_filters(within, who)
     liked = lists.likest(session, who, filters, within)
     if liked is None:
         return grid.around(session, filters, asset, AHEAD)
-    ids = [tile.id for tile in liked[0]]
-    here = ids.index(asset.id) if asset.id in ids else -1
-    return ids[max(0, here - 1) : max(0, here)], ids[here + 1 : here + 1 + AHEAD]
+    tiles = liked[0]
+    here = next((i for i, tile in enumerate(tiles) if tile.id == asset.id), -1)
+    (tile,) = grid.tiles_of(session, [asset.id])
+    return Around(tile, tiles[max(0, here - 1) : max(0, here)], tiles[here + 1 : here + 1 + AHEAD])
 
 
-def _ways(before: Sequence[Tile], later: Sequence[Tile], within: Mapping[str, str]) -> dict[str, Any]:
+def _ways(around: Around, within: Mapping[str, str]) -> dict[str, Any]:
     """Where the keys lead, and what is fetched before they are pressed."""
     address = urlencode(within)
-    back, on = ([lists.card(tile, address)["href"] for tile in tiles] for tiles in (before, later))
+    back, on = ([lists.card(tile, address).href for tile in tiles] for tiles in (around.before, around.later))
     return {
         "next": on[0] if on else None, "previous": back[0] if back else None, "ahead": on,
-        "pictures": [_picture(tile.id, tile.sha256) for tile in later if tile.sha256],
+        "pictures": [_picture(tile.id, tile.sha256) for tile in around.later if tile.sha256],
     }  # fmt: skip
 
 

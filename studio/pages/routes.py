@@ -48,7 +48,7 @@ def _to_sign_in(request: Request, error: Exception) -> Response:
 def queue_page(request: Request, store: StoreDep) -> Response:
     """What waits for the caller's own decision, the doubtful first."""
     who = lists.visitor(request, store)
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         found = queue_of(session, who.actor, lists.stages_of(who, session), lists.PAGE + 1)
         tiles = grid.tiles_of(session, found[: lists.PAGE])
         cards = [lists.card(tile, f"from={lists.QUEUE}") for tile in tiles]
@@ -62,7 +62,7 @@ def grid_page(
     """Everything that the caller may see, narrowed by what stands in the address: the newest first, or the likest to a picture."""
     who = lists.visitor(request, store)
     given = {k: v for k in saved.KNOWN if (v := request.query_params.get(k, "").strip())}
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         filters, told = lists.read_filters(given, who)
         next_after = None
         liked = lists.likest(session, who, filters, given)
@@ -92,7 +92,7 @@ def grid_page(
 def grid_counts(request: Request, store: StoreDep) -> Response:
     """The line above the grid that says how many there are; it comes after the grid, which does not wait for it."""
     who = lists.visitor(request, store)
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         filters, _ = lists.read_filters(request.query_params, who)
         counted = grid.counts(session, filters)
     return page(request, "counts.html", who, counts=counted, most=grid.COUNTED)
@@ -114,7 +114,7 @@ def library_page(
     who = lists.visitor(request, store)
     given = {k: v for k in ("brand", "character", "state", "ending") if (v := request.query_params.get(k, "").strip())}
     state = given.get("state")
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         found = look_through(
             session, who.brands(Action.VIEW), datetime.now(UTC).date(), brand=given.get("brand"),
             character=given.get("character"), state=ReferenceState(state) if state in set(ReferenceState) else None,

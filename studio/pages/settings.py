@@ -24,7 +24,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def settings_page(request: Request, store: StoreDep) -> Response:
     who = lists.visitor(request, store)
     administers = who.may(Action.ADMINISTER, None)
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         brands = {row[0]: row[1] for row in session.execute(select(Brand.id, Brand.name).order_by(Brand.name))}
         mine = abilities(who, brands)
         links = [ShareOut.of(link) for link in shares.links(session, who.brands(Action.SHARE))]

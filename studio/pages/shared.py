@@ -34,7 +34,7 @@ def _proof(request: Request, token: str) -> str:
 def shared_page(token: Token, request: Request, store: StoreDep) -> Response:
     """The link's pictures with what guests said of them, or the question for its password."""
     check_rate(request.app.state.callers, f"share {hash_of(token)[:16]}")
-    with store.database.transaction() as session:
+    with store.database.reading() as session:
         try:
             link = shares.open_link(session, token, _proof(request, token))
         except PasswordWrong:

@@ -59,7 +59,8 @@ def test_a_decision_goes_on_where_it_was(upgraded: Database) -> None:
 def test_what_there_was_is_found_like_what_comes(upgraded: Database) -> None:
     with upgraded.transaction() as session:
         found = grid.tiles(session, Filters(character="Bobo", brand="bobo", text="beac", check="identity"))
-        assert [(tile.shot, tile.doubts) for tile in found.tiles] == [("draft", ("identity",))]
+        told = [(tile.shot, tile.doubts, tile.sha256, tile.number) for tile in found.tiles]
+        assert told == [("draft", ("identity",), "2" * 64, 1)]
         indexes = session.scalars(text("SELECT indexname FROM pg_indexes WHERE tablename = 'picture_embeddings'")).all()
     assert f"picture_embeddings_hnsw_{'4' * 16}" in indexes
 

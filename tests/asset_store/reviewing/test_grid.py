@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select, text, update
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from asset_store import checks
 from asset_store.reviewing import decide, grid
+from asset_store.reviewing.assigning import assign, unassign
 from asset_store.reviewing.grid import Filters
 from asset_store.reviewing.queue import DOUBT, around, queue_of
-from asset_store.tables import Asset, Campaign, CheckOutcome, Job
+from asset_store.tables import Asset, CheckOutcome, Job
 from tests.stories import (
     a_brand,
     a_campaign,
@@ -124,7 +125,8 @@ def test_pages_follow_one_another_both_ways_without_gap_or_double(session: Sessi
     assert {tile.id for tile in whole} == {asset.id for asset in made}
     assert tuple(seen) == whole
     here = session.get_one(Asset, whole[4].id)
-    assert grid.around(session, Filters(), here, 5) == ([whole[3].id], [whole[5].id, whole[6].id])
+    assert grid.around(session, Filters(), here, 5) == grid.Around(whole[4], [whole[3]], [whole[5], whole[6]])
+    assert grid.around(session, Filters(brand="none"), here, 5) == grid.Around(whole[4], [], [])
 
 
 def test_counts_are_of_the_newest_and_say_when_there_are_more(
@@ -154,8 +156,13 @@ def test_the_queue_goes_on_from_an_asset_that_has_left_it(session: Session) -> N
     assert set(whole) == {asset.id for asset in assets}
     middle = row(session, session.get_one(Asset, whole[1]))
     decide.decide(session, middle.id, decide.Verdict.APPROVE, "grace", "", middle.current.sha256)  # type: ignore[union-attr]
-    assert around(session, "grace", stages, middle, 5) == ([whole[0]], [whole[2]])
-    assert around(session, "grace", None, middle, 5) == ([whole[0]], [whole[2]])
+    for able in (stages, None):
+        told = around(session, "grace", able, middle, 5)
+        assert ([t.id for t in told.before], told.tile.id, [t.id for t in told.later]) == (
+            [whole[0]],
+            middle.id,
+            [whole[2]],
+        )
 
 
 def test_a_filter_offers_every_check_that_there_is() -> None:
@@ -169,10 +176,28 @@ def test_a_filter_offers_every_check_that_there_is() -> None:
     assert {result.name for result in made} | {"identity"} == set(checks.NAMES)
 
 
-def test_no_place_in_a_list_is_asked_of_the_brief(session: Session) -> None:
-    """Briefs are large: lists leave them where they are."""
-    an_asset_in_review(session)
-    session.expire_all()
-    (shown,) = grid.page(session, Filters()).assets
-    assert "brief" not in shown.campaign.__dict__
-    assert isinstance(session.scalars(select(Campaign)).one().brief, dict)
+def test_a_list_shows_the_newest_version_and_its_checks(session: Session) -> None:
+    asset = an_asset_in_review(session, outcome=CheckOutcome.WARN)
+    empty = an_asset(session, with_version=False)
+    listed = {one.tile.id: one for one in grid.page(session, Filters()).assets}
+    nothing, shown = listed[empty.id], listed[asset.id]
+    assert (nothing.tile.id, nothing.tile.sha256, nothing.version_id, nothing.checks) == (empty.id, None, None, None)
+    assert (shown.version_id, shown.tile.sha256, shown.tile.number) == (asset.current.id, asset.current.sha256, 1)  # type: ignore[union-attr]
+    assert [(c["name"], c["outcome"]) for c in shown.checks or ()] == [("not blank", "warn")]
+    again = a_version(session, asset)
+    shown = next(one for one in grid.page(session, Filters()).assets if one.tile.id == asset.id)
+    assert (shown.version_id, shown.tile.sha256, shown.tile.number, shown.checks) == (again.id, again.sha256, 2, None)
+
+
+def test_who_is_asked_is_found_while_the_asset_waits_at_their_stage(session: Session) -> None:
+    campaign = a_campaign(session, stages=["brand", "legal"])
+    asset, other = an_asset_in_review(session, campaign), an_asset_in_review(session, campaign)
+    assign(session, asset.id, "brand", "Lena", "ada")
+    assign(session, asset.id, "legal", "max", "ada")
+    assign(session, other.id, "brand", "max", "ada")
+    assert (found(session, person="lena"), found(session, person="max")) == ([asset], [other])
+    decide.decide(session, asset.id, decide.Verdict.APPROVE, "grace", "", asset.current.sha256)  # type: ignore[union-attr]
+    assert (found(session, person="lena"), set(found(session, person="max"))) == ([], {asset, other})
+    unassign(session, other.id, "brand", "max", "ada")
+    assert found(session, person="max", stage="legal") == [asset]
+    assert found(session, person="nobody") == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from asset_store.repositories import libraries
 from asset_store.reviewing import similar
 from asset_store.reviewing.grid import Filters
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset
+from asset_store.tables import Asset, Encoder
 from tests.stories import (
     a_brand,
     a_campaign,
@@ -24,9 +25,9 @@ from tests.stories import (
 CLIP = a_sha256("clip")
 
 
-def seen(session: Session, asset: Asset, *vector: float) -> None:
-    libraries.save_encoder(session, CLIP, "clip", 3, {})
-    similar.remember(session, CLIP, [(picture_of(asset), np.array(vector, dtype=np.float32))])
+def seen(session: Session, asset: Asset, *vector: float, by: str = CLIP) -> None:
+    libraries.save_encoder(session, by, "clip", 3, {})
+    similar.remember(session, by, [(picture_of(asset), np.array(vector, dtype=np.float32))])
 
 
 def like(session: Session, asset: Asset, **filters: object) -> list[tuple[object, float]]:
@@ -86,3 +87,34 @@ def test_pictures_like_a_reference(session: Session) -> None:
     libraries.save_embeddings(session, CLIP, [(reference.sha256, np.array([1, 1, 0], dtype=np.float32), None)])
     (near,) = similar.like_reference(session, reference.sha256, Filters())
     assert (near.tile.id, round(near.likeness, 3)) == (asset.id, 0.707)
+
+
+def test_what_an_older_encoder_said_is_compared_among_what_it_saw(session: Session) -> None:
+    """While pictures are shown to a newer one, those that it has not seen yet are still found by the older."""
+    asset, near, far = (an_asset(session) for _ in range(3))
+    for one, vector in ((asset, (1, 0, 0)), (near, (3, 4, 0)), (far, (0, 1, 0))):
+        seen(session, one, *vector)
+    newer = a_sha256("newer")
+    libraries.save_encoder(session, newer, "newer clip", 3, {})
+    session.execute(update(Encoder).where(Encoder.sha256 == newer).values(made_at=text("made_at + interval '1 day'")))
+    seen(session, near, 0, 0, 1, by=newer)
+    only = {"within": [a_brand(session).id]}
+    assert like(session, asset) == like(session, asset, **only) == [(near.id, 0.6), (far.id, 0.0)]
+    assert like(session, near) == like(session, near, **only) == []  # the newer one has seen no other
+    seen(session, far, 0, 3, 4, by=newer)
+    assert like(session, near) == like(session, near, **only) == [(far.id, 0.8)]
+
+
+def test_among_few_that_pass_the_nearest_are_found_however_far_away(session: Session) -> None:
+    """As another brand's pictures are: nearer ones that do not pass end no search."""
+    rng = np.random.default_rng(5)
+    asset = an_asset(session)
+    seen(session, asset, 1, 0, 0)
+    there = a_campaign(session, brand="other")
+    for one in [an_asset(session) for _ in range(60)]:
+        seen(session, one, 1, *rng.normal(0, 0.01, 2))
+    far = [an_asset(session, there) for _ in range(4)]
+    for i, one in enumerate(far):
+        seen(session, one, -1, i, 0)
+    found = similar.like_asset(session, asset, Filters(brand="other"), 2)
+    assert [n.tile.id for n in found] == [far[3].id, far[2].id]
