@@ -87,17 +87,14 @@ def _nearest(
     by_index = not passing and not exact
     walk = {"ef_search": max(SEARCHED, limit), "iterative_scan": "strict_order"} if by_index else {}
     set_up = (func.set_config(f"hnsw.{name}", str(value), False) for name, value in walk.items())
-    other, spoke = aliased(Encoder), aliased(PictureEmbedding)
-    newer = exists().where(
-        spoke.encoder_sha256 == other.sha256,
-        tuple_(other.made_at, Encoder.sha256) > tuple_(Encoder.made_at, other.sha256),
-    )
+    other = aliased(Encoder)
+    newer = exists().where(tuple_(other.made_at, Encoder.sha256) > tuple_(Encoder.made_at, other.sha256))
     known = select(Encoder.sha256, Encoder.dim, newer, *set_up).join(its, Encoder.sha256 == its.encoder_sha256)
     seen = session.execute(known.where(*said).order_by(*NEWEST)).first()
     if seen is None:
         return []
     encoder, dim, superseded = seen[:3]
-    by_signs = not by_index and not exact and not superseded  # what an older encoder said is compared in full
+    by_signs = not by_index and not exact and not superseded  # rows have the signs of what the newest said
     by_encoder = *said, its.encoder_sha256 == encoder
     some = select(Asset.id, Asset.current_sha256).where(*passing)
     if by_signs:
