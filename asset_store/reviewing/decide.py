@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, lazyload
 
 from asset_store import audit
 from asset_store.canonical import sha256_of
@@ -221,9 +221,8 @@ def lock_all(session: Session, asset_ids: Iterable[uuid.UUID]) -> None:
 
 def lock_asset(session: Session, asset_id: uuid.UUID) -> tuple[Asset, AssetVersion]:
     """The asset as it is now, held until the transaction ends, with its current version; NotFound without one."""
-    asset = session.scalar(
-        select(Asset).where(Asset.id == asset_id).with_for_update(of=Asset).execution_options(populate_existing=True)
-    )
+    its = select(Asset).where(Asset.id == asset_id).options(lazyload(Asset.campaign))  # that never changes, and is large
+    asset = session.scalar(its.with_for_update(of=Asset).execution_options(populate_existing=True))
     if asset is None:
         raise NotFound("asset", str(asset_id))
     session.expire(asset, ["versions"])
