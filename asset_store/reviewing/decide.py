@@ -221,7 +221,9 @@ def lock_all(session: Session, asset_ids: Iterable[uuid.UUID]) -> None:
 
 def lock_asset(session: Session, asset_id: uuid.UUID) -> tuple[Asset, AssetVersion]:
     """The asset as it is now, held until the transaction ends, with its current version; NotFound without one."""
-    its = select(Asset).where(Asset.id == asset_id).options(lazyload(Asset.campaign))  # that never changes, and is large
+    its = (
+        select(Asset).where(Asset.id == asset_id).options(lazyload(Asset.campaign))
+    )  # that never changes, and is large
     asset = session.scalar(its.with_for_update(of=Asset).execution_options(populate_existing=True))
     if asset is None:
         raise NotFound("asset", str(asset_id))

@@ -117,6 +117,7 @@ class AssetVersion(Base):
     asset: Mapped[Asset] = relationship(back_populates="versions")
     checks: Mapped[list[Check]] = relationship(order_by="Check.seq")
     decisions: Mapped[list[Decision]] = relationship(order_by="Decision.seq")
+    lineage: Mapped[LineageRecord | None] = relationship(viewonly=True)
 
 
 class LineageRecord(Base):

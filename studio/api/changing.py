@@ -41,7 +41,9 @@ class Change:
         """The same, where it is not the asset that is answered."""
 
         def guarded(session: Session) -> Out:
-            _held = current_asset(session, asset_id, self.who, action, self.version)  # a session forgets what nobody holds
+            _held = current_asset(
+                session, asset_id, self.who, action, self.version
+            )  # a session forgets what nobody holds
             return act(session)
 
         whole = {"asset": str(asset_id), "version": self.version, **asked}

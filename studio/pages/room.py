@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
-from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
 from asset_store.people.permissions import Action, Principal
@@ -21,7 +20,7 @@ from asset_store.reviewing.queue import DOUBT
 from asset_store.reviewing.retaking import came_to_nothing
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.rights.availability import open_proposal
-from asset_store.tables import Asset, AssetVersion, LineageRecord
+from asset_store.tables import Asset, AssetVersion
 from studio.api.answers import AssetOut, CommentOut
 from studio.api.callers import StoreDep, need, own_stages
 from studio.pages import lists
@@ -38,8 +37,7 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
     within = dict(request.query_params)
     with store.database.reading() as session:
         asset = _whole(session, asset_id, who)
-        records = select(LineageRecord).where(LineageRecord.version_id.in_([v.id for v in asset.versions]))
-        record = {r.version_id: r.record for r in session.scalars(records)}
+        record = {v.id: v.lineage.record for v in asset.versions if v.lineage is not None}
         shown = record.get(asset.current.id, {}) if asset.current else {}
         around = _around(session, asset, within, who)
         return page(
@@ -59,7 +57,11 @@ def room_page(asset_id: uuid.UUID, request: Request, store: StoreDep) -> Respons
 def _whole(session: Session, asset_id: uuid.UUID, who: Principal) -> Asset:
     """The asset with all that hangs on its versions, if they may see it. NotFound."""
     versions = joinedload(Asset.versions)
-    parts = versions.selectinload(AssetVersion.checks), versions.selectinload(AssetVersion.decisions)
+    parts = (
+        versions.joinedload(AssetVersion.decisions),
+        versions.joinedload(AssetVersion.lineage),
+        versions.selectinload(AssetVersion.checks),
+    )
     asset = session.get(Asset, asset_id, options=parts)
     need(who, Action.VIEW, None if asset is None else asset.brand_id, "asset", asset_id)
     assert asset is not None
