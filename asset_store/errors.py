@@ -28,6 +28,8 @@
     │   ├── ReasonMissing
     │   ├── RemarkRefused
     │   ├── RetakeRefused
+    │   ├── RunOver                 state
+    │   ├── QuotaSpent              wait_s
     │   ├── KeyReused               key
     │   ├── AccountRefused
     │   ├── NotSignedIn
@@ -323,6 +325,25 @@ class RemarkRefused(StoreError):
 
 class RetakeRefused(StoreError):
     """An asset that is not made anew: nothing changes, or it was made anew as often as its campaign allows."""
+
+
+class RunOver(StoreError):
+    """A run that has ended already: there is nothing left to cancel."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+        super().__init__(f"the run has {state} already", "What it made is in review; reject what is not wanted.")
+
+
+class QuotaSpent(StoreError):
+    """More pictures than somebody, or a brand, may ask for within a day."""
+
+    def __init__(self, whose: str, asked: int, left: int, most: int, wait_s: int) -> None:
+        self.wait_s = wait_s  # until enough of what was asked for is a day old
+        super().__init__(
+            f"{asked} pictures are more than {whose} has left: {left} of {most} within a day",
+            f"Ask for fewer, or again in {wait_s} seconds.",
+        )
 
 
 class KeyReused(StoreError):

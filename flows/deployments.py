@@ -18,6 +18,7 @@ def deployments(settings: Settings) -> list[Any]:
     from prefect.schedules import Cron
 
     from flows.campaign import run_campaign
+    from flows.character_sheet import make_character_sheet
     from flows.library import ingest_library
     from flows.publish import release_assets
     from flows.sweep import sweep
@@ -33,6 +34,7 @@ def deployments(settings: Settings) -> list[Any]:
     return [
         ingest_library.to_deployment("onmodel", tags=["onmodel", "library"], schedule=library_calendar),
         run_campaign.to_deployment("onmodel", tags=["onmodel", "campaign"], schedule=brief_calendar),
+        make_character_sheet.to_deployment("onmodel", tags=["onmodel", "sheet"]),
         release_assets.to_deployment("onmodel", tags=["onmodel", "release"]),
         train_character_model.to_deployment("onmodel", tags=["onmodel", "training"]),
         train_adapter_model.to_deployment("onmodel", tags=["onmodel", "training"]),

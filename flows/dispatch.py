@@ -8,6 +8,7 @@ from uuid import UUID
 
 INGEST = "ingest-library/onmodel"
 CAMPAIGN = "run-campaign/onmodel"
+SHEET = "make-character-sheet/onmodel"
 RELEASE = "release-assets/onmodel"
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Text, cast, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, JSONPATH
 
 from asset_store.blobs import FolderBlobs
-from asset_store.tables import AssetVersion, Embedding, Job, Preset, Reference, TrainedModel
+from asset_store.tables import AssetVersion, Embedding, Job, Preset, Reference, Run, TrainedModel
 from flows.wiring import open_store
 
 
@@ -22,7 +22,9 @@ def collect(*, delete: bool) -> dict[str, Any]:
             for column in (Reference.sha256, Embedding.hidden_sha256, Job.picture_sha256, AssetVersion.sha256,
                            TrainedModel.sha256, Preset.picture_sha256):  # fmt: skip
                 named.update(session.scalars(select(column).distinct()))
-            for document, path in ((Job.recipe, "$.controls[*].sha256"), (Job.picture, "$.run.candidates[*].sha256")):
+            for document, path in (
+                (Job.recipe, "$.controls[*].sha256"), (Job.picture, "$.run.candidates[*].sha256"), (Run.result, "$.files.*"),
+            ):  # fmt: skip
                 found = func.jsonb_path_query(document, cast(path, JSONPATH))
                 named.update(session.scalars(select(found.op("#>>")(cast([], ARRAY(Text)))).distinct()))
         garbage = sorted(present - named)

@@ -171,7 +171,9 @@ def _best_of(recipe: dict[str, Any], brief: Brief, shot: Shot, making: Making) -
     return {**recipe, "recipe": recipes.WITH_CONDITIONS, "best_of": judged}
 
 
-def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) -> tuple[uuid.UUID, list[str]]:
+def submit_campaign(
+    store: Store, plan: CampaignPlan, *, by: str, trigger: str, reason: str = ""
+) -> tuple[uuid.UUID, list[str]]:
     """Write campaign, assets and jobs in one transaction; the keys of all pictures that the campaign waits for.
 
     Safe to repeat: the same brief is the same campaign, and a variant that has its picture keeps it, also when the
@@ -194,6 +196,7 @@ def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) 
                 stages=list(brief.stages),
                 requested_by=by,
                 trigger=trigger,
+                reason=reason,
             )
             .on_conflict_do_nothing()
             .returning(Campaign.id)
@@ -228,6 +231,7 @@ def submit_campaign(store: Store, plan: CampaignPlan, *, by: str, trigger: str) 
                 "brief_sha256": plan.brief_sha256,
                 "pictures": len(plan.pictures),
                 "trigger": trigger,
+                **({"reason": reason} if reason else {}),
             }
             audit.record(session, by, "campaign requested", f"campaign/{campaign_id}", detail)
     return campaign_id, list(dict.fromkeys(kept.get((p.shot, p.variant), p.job.key) for p in plan.pictures))

@@ -51,6 +51,7 @@ def record_of(asset: Asset, job: Job, done: Finished, references: Sequence[Refer
             "variant": asset.variant,
             "requested_by": campaign.requested_by,
             "trigger": campaign.trigger,
+            **({"reason": campaign.reason} if campaign.reason else {}),
             "attempt": job.attempt,
             "job_key": job.key,
             **run,

@@ -141,6 +141,13 @@ class DeliverySettings(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
+    """Pictures that runs may ask for within a day: by `/v1`, the pages and agents; the terminal's are counted, not refused."""
+
+    brand: int | None = Field(5000, ge=0, description="of each brand; empty: as many as they like")
+    asker: int | None = Field(1000, ge=0, description="of each person and key; empty: as many as they like")
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ONMODEL_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
@@ -153,6 +160,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings(library=None, brief=None)
     smtp: SmtpSettings = SmtpSettings(port=587)
     delivery: DeliverySettings = DeliverySettings(places={})
+    quota: QuotaSettings = QuotaSettings(brand=5000, asker=1000)
     telling: TellingSettings = TellingSettings(address="", allow_private=False)
     oidc: OidcSettings = OidcSettings(issuer=None)
 

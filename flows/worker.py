@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -36,6 +37,7 @@ LEASE_S = 60.0
 HEARTBEAT_S = 10.0
 IDLE_WAIT_S = 2.0
 RECONNECT_S = 2.0
+LOOK_S = 1.0  # between looks for whether a batch is still wanted
 RETRY_S = 30.0  # a job that this worker cannot make is left to others for so long
 PATIENCE_S = 600.0  # for a worker that can make it, before a job is set aside
 
@@ -161,7 +163,11 @@ class Worker:
         asked = [r for _, requests in ready for r in requests]
         began = time.monotonic()
         try:
-            pictures = iter(self.engine.generate(asked, max_batch=self.batch_size))
+            unwanted = _Unwanted(self.store, [job for job, _ in ready])
+            pictures = iter(self.engine.generate(asked, max_batch=self.batch_size, on_step=unwanted.look))
+        except _NobodyWaits:
+            self.tally.problems.append(f"{len(ready)} cancelled while they were made")
+            return []
         except GenerationFailed as error:
             self.batch_size = max(1, self.batch_size // 2)  # the next batches fit, or one picture alone does not
             for job, _ in ready:
@@ -249,6 +255,27 @@ class Worker:
                     job_table.extend_lease(session, worker=self.number, lease_s=LEASE_S)
             except Exception as error:  # the database may be away for a moment; the lease outlives several beats
                 self.tally.problems.append(f"heartbeat: {type(error).__name__}")
+
+
+class _NobodyWaits(Exception):
+    """All jobs of the batch were cancelled while the engine was at it."""
+
+
+class _Unwanted:
+    """Looks between two steps of the engine, every LOOK_S, whether anybody still wants the batch."""
+
+    def __init__(self, store: Store, batch: list[ClaimedJob]) -> None:
+        self.store, self.keys = store, [job.key for job in batch]
+        self._looked_at = time.monotonic()
+
+    def look(self, done: int, of: int) -> None:
+        if done == of or time.monotonic() - self._looked_at < LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        with suppress(OperationalError), self.store.database.reading() as session:
+            found = job_table.states(session, self.keys)
+            if found.get(JobState.CANCELLED) == len(set(self.keys)):
+                raise _NobodyWaits
 
 
 def _fitting(counts: list[int], most: int) -> int:

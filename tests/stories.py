@@ -106,6 +106,13 @@ def an_embedding(session: Session, reference: Reference, encoder: str = "clip") 
     return embedding
 
 
+def a_character(session: Session, name: str = "Bobo", brand: str = "bobo") -> Character:
+    character = Character(brand_id=a_brand(session, brand).id, name=name)
+    session.add(character)
+    session.flush()
+    return character
+
+
 def what_was_trained(session: Session, reference: Reference) -> TrainedModel:
     """A model of the character that the reference shows, and a row of everything else that is known of models."""
     character = Character(brand_id=a_brand(session).id, name=f"Bobo {next(_numbers)}")

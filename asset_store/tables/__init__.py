@@ -47,7 +47,7 @@ from asset_store.tables.people import (
 )
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
 from asset_store.tables.telling import Format, Subscription
-from asset_store.tables.work import Campaign, Job, JobState
+from asset_store.tables.work import Campaign, Job, JobState, Run, RunKind, RunState
 
 APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY + reviewing.APPEND_ONLY
 
@@ -92,6 +92,9 @@ __all__ = [
     "ReferenceState",
     "Retake",
     "Role",
+    "Run",
+    "RunKind",
+    "RunState",
     "SavedFilter",
     "ShareLink",
     "SignInAttempt",

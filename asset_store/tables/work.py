@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from asset_store.tables.base import Base, Id, Made, Sha256, text_enum
@@ -20,6 +21,54 @@ class JobState(enum.StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # set aside after the last attempt, with its evidence
     CANCELLED = "cancelled"  # blocked: a right it needs is gone
+
+
+class RunKind(enum.StrEnum):
+    SHEET = "character sheet"
+
+
+class RunState(enum.StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Run(Base):
+    """Work that somebody asked for: by whom, why, what set it off, how far it is and what came of it.
+
+    `sent_at`: when a flow was last started for it; `beat_at`: when that last said that it is alive.
+    """
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        Index("ix_runs_brand_id_keyset", "brand_id", "made_at", "id"),
+        Index("ix_runs_requested_by_made_at", "requested_by", "made_at"),
+        Index("ix_runs_open", "made_at", postgresql_where=text("state IN ('queued', 'running')")),
+    )
+    id: Mapped[Id]
+    kind: Mapped[RunKind] = mapped_column(text_enum(RunKind))
+    brand_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("brands.id"))
+    request: Mapped[dict[str, Any]]
+    pictures: Mapped[int]  # that it asks for; what is tried again is not counted
+    requested_by: Mapped[str]
+    reason: Mapped[str]
+    trigger: Mapped[str]  # cli, api, page, schedule, agent
+    state: Mapped[RunState] = mapped_column(text_enum(RunState), default=RunState.QUEUED)
+    campaign_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("campaigns.id"), index=True)
+    phase: Mapped[str] = mapped_column(default="waiting")
+    done: Mapped[int] = mapped_column(default=0)  # pictures that are made, of `total` with those that are tried again
+    total: Mapped[int] = mapped_column(default=0)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    problem: Mapped[str | None]
+    flow_run_id: Mapped[str | None]
+    sent: Mapped[int] = mapped_column(default=0)  # how often a flow was started for it
+    sent_at: Mapped[datetime | None]
+    beat_at: Mapped[datetime | None]
+    made_at: Mapped[Made]
+    finished_at: Mapped[datetime | None]
+    brand: Mapped[Brand] = relationship(lazy="joined")
 
 
 class Campaign(Base):
@@ -35,6 +84,7 @@ class Campaign(Base):
     stages: Mapped[list[Any]]
     requested_by: Mapped[str]
     trigger: Mapped[str]
+    reason: Mapped[str] = mapped_column(server_default="")
     made_at: Mapped[Made]
     brand: Mapped[Brand] = relationship(lazy="joined")
 

@@ -24,6 +24,7 @@ from studio.api import (
     releases,
     retakes,
     rights,
+    runs,
     shares,
     subscriptions,
 )
@@ -89,6 +90,7 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
         people,
         subscriptions,
         campaigns,
+        runs,
     ):
         app.include_router(part.router, prefix="/v1", responses=refusals)  # type: ignore[arg-type]
     pages.install(app)

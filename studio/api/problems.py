@@ -32,7 +32,9 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.RetakeRefused: 409,
     errors.ReleaseRefused: 409,
     errors.RightsRefused: 409,
+    errors.RunOver: 409,
     errors.LineageIncomplete: 409,
+    errors.QuotaSpent: 429,
     errors.StaleVersion: 412,
     errors.ReasonMissing: 422,
     errors.RemarkRefused: 422,
@@ -104,6 +106,8 @@ def install(app: FastAPI) -> None:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, StoreError)
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.NotSignedIn) else None
+    if isinstance(error, errors.QuotaSpent):
+        headers = {"Retry-After": str(error.wait_s)}
     return _told(request, problem_of(error), headers)
 
 

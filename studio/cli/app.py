@@ -236,7 +236,19 @@ def release(
 
 def run() -> None:
     """The console script."""
-    from studio.cli import asking, discussing, evaluating, people, reviewing, rights, serving, telling, training, tuning  # noqa: F401  (they register their commands)
+    from studio.cli import (  # noqa: F401  (they register their commands)
+        asking,
+        discussing,
+        evaluating,
+        people,
+        reviewing,
+        rights,
+        serving,
+        sheets,
+        telling,
+        training,
+        tuning,
+    )
 
     try:
         app()

@@ -30,6 +30,7 @@ def up(
         import uvicorn
 
         from flows.settings import load_settings, prefect_api
+        from flows.starting import Starter
         from flows.telling import Teller
         from flows.wiring import open_store, os_user
         from studio.api.app import create_app
@@ -52,6 +53,9 @@ def up(
             teller = Teller(store)
             running.callback(teller.stop)
             teller.start()
+            starter = Starter(store)
+            running.callback(starter.stop)
+            starter.start()
             out.print(f"[bold]Onmodel[/] is at {plain(address)}, its data on {plain(store.database.describe())}")
             if link is None:
                 out.print(

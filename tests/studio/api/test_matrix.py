@@ -14,8 +14,10 @@ from fastapi.testclient import TestClient
 from asset_store.people import accounts, shares
 from asset_store.people.permissions import ALLOWED, NEVER_BY_KEY, Action
 from asset_store.reviewing import comments
-from asset_store.tables import Asset, Role
-from tests.stories import a_brand, a_campaign, a_reference, a_released_asset, an_asset_in_review
+from asset_store.repositories import runs
+from asset_store.repositories.runs import Quota, Wanted
+from asset_store.tables import Asset, Role, RunKind, RunState
+from tests.stories import a_brand, a_campaign, a_character, a_reference, a_released_asset, an_asset_in_review
 from tests.studio.api.conftest import Door
 
 OPEN, SIGNED_IN, PEOPLE_ONLY = "open to all", "signed in", "people, and no key"
@@ -72,6 +74,12 @@ CALLS: dict[tuple[str, str], Call] = {
     ("POST", "/v1/shares"): Call(Action.SHARE, {"assets": ["{asset_id}"], "title": "for the agency"}),
     ("DELETE", "/v1/shares/{share_id}"): Call(Action.SHARE),
     ("GET", "/v1/campaigns"): Call(SIGNED_IN),
+    ("POST", "/v1/character-sheets"): Call(Action.PRODUCE, {"brand": "bobo", "character": "Bobo"}),
+    ("GET", "/v1/character-sheets/{run_id}/sheet.{kind}"): Call(Action.VIEW),
+    ("GET", "/v1/runs"): Call(SIGNED_IN),
+    ("GET", "/v1/runs/{run_id}"): Call(Action.VIEW),
+    ("GET", "/v1/runs/{run_id}/events"): Call(Action.VIEW),
+    ("POST", "/v1/runs/{run_id}/cancellation"): Call(Action.PRODUCE),
     ("POST", "/v1/sessions"): Call(OPEN, {"link": "none"}),
     ("DELETE", "/v1/sessions/current"): Call(SIGNED_IN),
     ("DELETE", "/v1/sessions"): Call(PEOPLE_ONLY),
@@ -113,8 +121,12 @@ def places(door: Door) -> dict[str, str]:
         accounts.add_person(session, "target", "Target", "system")
         accounts.add_person(session, "ada", "Ada", "system")
         accounts.grant(session, "ada", Role.ADMIN, "system")
+        a_character(session)
+        run = runs.begin(session, Wanted(RunKind.SHEET, a_brand(session), {}, 1, "ada", "", "api"), Quota())
+        sheet = {"brand": "bobo", "character": "Bobo", "consistency": None, "palette": [], "cells": [], "files": {"png": ZERO}}
+        runs.end(session, run.id, RunState.SUCCEEDED, result=sheet)
         return {
-            "asset_id": str(asset.id), "sha256": asset.current.sha256, "comment_id": str(said.id),
+            "run_id": str(run.id), "kind": "png", "asset_id": str(asset.id), "sha256": asset.current.sha256, "comment_id": str(said.id),
             "proposal_id": str(asked.id), "reference_id": str(reference.id), "handle": "target", "name": "none", "share_id": str(link.id),
         }  # fmt: skip
 

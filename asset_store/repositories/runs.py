@@ -1,0 +1,211 @@
+"""Runs: begun once by whoever asks, carried by a flow that may die and be started again, cancelled by those who may."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Select, func, literal, or_, select, tuple_, update
+from sqlalchemy.orm import Session, aliased
+
+from asset_store import audit
+from asset_store.errors import NotFound, QuotaSpent, RunOver
+from asset_store.keyset import mark_of, read_mark
+from asset_store.tables import Asset, AssetVersion, Brand, Job, JobState, Run, RunKind, RunState
+
+OPEN = (RunState.QUEUED, RunState.RUNNING)
+DAY = timedelta(days=1)
+LOST_AFTER = timedelta(seconds=120)  # without a sign of life a flow is given up for lost, and another is started
+MOST_SENT = 5
+BY_BRAND, BY_ASKER = 0x6F6D0003, 0x6F6D0004  # advisory locks under which quotas are looked at, one asker at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a run is to make. by: who asks, `key:NAME of OWNER` for a program; trigger: the door it came through."""
+
+    kind: RunKind
+    brand: Brand
+    request: dict[str, Any]
+    pictures: int
+    by: str
+    reason: str
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Pictures within a day, None for as many as they like."""
+
+    of_brand: int | None = None
+    of_asker: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    runs: tuple[Run, ...]
+    next_after: str | None
+
+
+def begin(session: Session, wanted: Wanted, quota: Quota, *, sent: bool = False) -> Run:
+    """Write the run down for a flow to take up; sent: the caller starts that itself. QuotaSpent."""
+    _spend(session, wanted, quota)
+    run = Run(
+        kind=wanted.kind, brand_id=wanted.brand.id, request=wanted.request, pictures=wanted.pictures, requested_by=wanted.by,
+        reason=wanted.reason, trigger=wanted.trigger, total=wanted.pictures,
+    )  # fmt: skip
+    if sent:
+        run.sent, run.sent_at = 1, session.scalars(select(func.now())).one()
+    session.add(run)
+    session.flush()
+    told = {"kind": wanted.kind.value, "brand": wanted.brand.name, "pictures": wanted.pictures, "reason": wanted.reason,
+            "trigger": wanted.trigger}  # fmt: skip
+    audit.record(session, wanted.by, "start run", f"run {run.id}", told)
+    return run
+
+
+def get(session: Session, run_id: uuid.UUID) -> Run:
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NotFound("run", str(run_id))
+    return run
+
+
+def page(session: Session, within: Sequence[uuid.UUID] | None, after: str | None = None, limit: int = 50) -> RunPage:
+    """The newest runs of these brands, None for all."""
+    question: Select[tuple[Run]] = select(Run).order_by(Run.made_at.desc(), Run.id.desc()).limit(limit + 1)
+    if within is not None:
+        question = question.where(Run.brand_id.in_(within))
+    if after is not None:
+        question = question.where(tuple_(Run.made_at, Run.id) < tuple_(*map(literal, read_mark(after, "runs"))))
+    found = session.scalars(question).all()
+    shown = found[:limit]
+    return RunPage(tuple(shown), mark_of(shown[-1].made_at, shown[-1].id) if len(found) > limit else None)
+
+
+# ---------------------------------------------------------------------------- carried by a flow
+
+
+def take(session: Session) -> Run | None:
+    """An open run that no flow carries, to start one for: it was never sent, or what carried it has given no sign of life.
+
+    One that was sent MOST_SENT times is given up.
+    """
+    lost = func.coalesce(Run.beat_at, Run.sent_at) < func.now() - LOST_AFTER
+    run = session.scalar(
+        select(Run)
+        .where(Run.state.in_(OPEN), or_(Run.sent_at.is_(None), lost))
+        .order_by(Run.made_at)
+        .limit(1)
+        .with_for_update(of=Run, skip_locked=True)
+    )
+    if run is None:
+        return None
+    if run.sent >= MOST_SENT:
+        end(session, run.id, RunState.FAILED, problem=f"its flow was lost {run.sent} times")
+        return take(session)
+    run.sent, run.sent_at, run.beat_at = run.sent + 1, session.scalars(select(func.now())).one(), None
+    return run
+
+
+def unsend(session: Session, run_id: uuid.UUID) -> None:
+    """No flow could be started: it is tried again when LOST_AFTER is over, and that does not count."""
+    session.execute(update(Run).where(Run.id == run_id, Run.state.in_(OPEN)).values(sent=Run.sent - 1))
+
+
+def beat(session: Session, run_id: uuid.UUID, **facts: Any) -> bool:
+    """A sign of life with how far it is (phase, done, total, campaign_id, flow_run_id); False where it was ended meanwhile."""
+    told = update(Run).where(Run.id == run_id, Run.state.in_(OPEN))
+    values = {"state": RunState.RUNNING, "beat_at": func.now(), **facts}
+    return session.scalar(told.values(values).returning(Run.id)) is not None
+
+
+def end(
+    session: Session, run_id: uuid.UUID, state: RunState, *, result: dict[str, Any] | None = None, problem: str | None = None
+) -> bool:  # fmt: skip
+    """The end of an open run; False where it was ended before, which then stands."""
+    ended = update(Run).where(Run.id == run_id, Run.state.in_(OPEN))
+    values = {"state": state, "result": result, "problem": problem, "phase": state.value, "finished_at": func.now()}
+    row = session.execute(ended.values(values).returning(Run.id, Run.requested_by)).first()
+    if row is None:
+        return False
+    audit.record(session, "system", f"run {state.value}", f"run {run_id}", {"problem": problem} if problem else {})
+    return True
+
+
+# ---------------------------------------------------------------------------- cancelled
+
+
+def cancel(session: Session, run_id: uuid.UUID, by: str) -> Run:
+    """End an open run; its jobs that nobody else waits for are not made. RunOver where it has ended."""
+    run = session.scalar(
+        select(Run).where(Run.id == run_id).with_for_update(of=Run).execution_options(populate_existing=True)
+    )
+    if run is None:
+        raise NotFound("run", str(run_id))
+    if run.state is RunState.CANCELLED:
+        return run
+    if run.state not in OPEN:
+        raise RunOver(run.state)
+    run.state, run.phase, run.finished_at = (
+        RunState.CANCELLED,
+        RunState.CANCELLED.value,
+        session.scalars(select(func.now())).one(),
+    )
+    blocked = block(session, run.campaign_id, f"{by} cancelled the run") if run.campaign_id is not None else 0
+    session.flush()
+    audit.record(session, by, "cancel run", f"run {run_id}", {"jobs": blocked})
+    return run
+
+
+def block(session: Session, campaign_id: uuid.UUID, why: str) -> int:
+    """Cancel the jobs that assets of this campaign alone wait for, also those that a worker is at; how many."""
+    other = aliased(Asset)
+    made = select(AssetVersion.id).where(AssetVersion.asset_id == other.id, AssetVersion.job_key == other.job_key)
+    wanted_elsewhere = select(other.id).where(
+        other.job_key == Job.key, other.campaign_id != campaign_id, ~made.exists()
+    )
+    ours = select(Asset.job_key).where(Asset.campaign_id == campaign_id)
+    jobs = session.scalars(
+        select(Job)
+        .where(Job.key.in_(ours), Job.state.in_((JobState.QUEUED, JobState.RUNNING)), ~wanted_elsewhere.exists())
+        .order_by(Job.key)
+        .with_for_update(of=Job)
+    ).all()
+    for job in jobs:
+        job.state, job.claimed_by, job.lease_until = JobState.CANCELLED, None, None
+        job.evidence = [*job.evidence, {"attempt": job.attempt, "message": why}]
+    return len(jobs)
+
+
+# ---------------------------------------------------------------------------- quotas
+
+
+def _spend(session: Session, wanted: Wanted, quota: Quota) -> None:
+    """QuotaSpent where these pictures would be more than the brand, or who asks, may have within a day."""
+    for whose, most, space, name, mine in (
+        (f"brand {wanted.brand.name}", quota.of_brand, BY_BRAND, str(wanted.brand.id), Run.brand_id == wanted.brand.id),
+        (wanted.by, quota.of_asker, BY_ASKER, wanted.by, Run.requested_by == wanted.by),
+    ):
+        if most is None:
+            continue
+        session.execute(select(func.pg_advisory_xact_lock(space, func.hashtext(name))))
+        now: datetime = session.scalars(select(func.now())).one()
+        rows = session.execute(
+            select(Run.made_at, Run.pictures).where(mine, Run.made_at > now - DAY).order_by(Run.made_at)
+        ).all()
+        left = most - sum(row.pictures for row in rows)
+        if wanted.pictures <= left:
+            continue
+        freed, until = left, now
+        for row in rows:
+            freed, until = freed + row.pictures, row.made_at + DAY
+            if freed >= wanted.pictures:
+                break
+        else:
+            until = now + DAY
+        raise QuotaSpent(whose, wanted.pictures, max(0, left), most, max(1, math.ceil((until - now).total_seconds())))

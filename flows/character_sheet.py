@@ -1,0 +1,191 @@
+"""A character sheet: its cells are made in shared batches, those that are off model again with other seeds, then it is drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from prefect import flow, runtime, task
+from prefect.artifacts import acreate_image_artifact
+from prefect.cache_policies import NO_CACHE
+from sqlalchemy import func, select
+
+from asset_store.errors import OnmodelError, RetakeRefused, TransitionRefused
+from asset_store.pictures import open_picture
+from asset_store.repositories import runs
+from asset_store.reviewing import retaking
+from asset_store.reviewing.states import ReviewState
+from asset_store.tables import Asset, AssetVersion, CheckOutcome, Run, RunState
+from flows.campaign import conclude, make_all, preview_url
+from flows.planning import plan_campaign, submit_campaign
+from flows.retake_plan import Wishes, plan_retake
+from flows.retrying import if_it_may_pass
+from flows.sheet_request import request_of
+from flows.sheet_result import conclude_sheet
+from flows.wiring import engine, open_store
+from ipadapter_engine.errors import EngineError
+
+PULSE_S = 1.0
+
+
+@flow(name="make-character-sheet", flow_run_name="sheet-{run_id}")
+async def make_character_sheet(run_id: uuid.UUID, workers: int = 0) -> dict[str, Any]:
+    """Carry a run to its end: its result, or what it came to. Killed and started again it goes on where it was.
+
+    workers: how many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
+    """
+    try:
+        async with _pulse(run_id):
+            await _carried(run_id, workers)
+    except (OnmodelError, EngineError) as error:
+        await asyncio.to_thread(_ended, run_id, f"{error.message}. {error.next_step}")
+        raise
+    except Exception as error:
+        await asyncio.to_thread(_ended, run_id, f"{type(error).__name__}: {error}")
+        raise
+    return await asyncio.to_thread(_state, run_id)
+
+
+async def _carried(run_id: uuid.UUID, workers: int) -> None:
+    planned = await plan_sheet(run_id)
+    if planned is None:
+        return  # cancelled
+    campaign_id, keys, attempts = planned
+    for attempt in range(attempts):
+        await make_all(keys, workers)
+        await conclude(campaign_id, keys)
+        keys = [] if attempt + 1 == attempts else await try_again(run_id, campaign_id)
+        if not keys:
+            break
+    png = await draw_sheet(run_id)
+    if png is not None:
+        await acreate_image_artifact(png, key="character-sheet", description=f"Character sheet of run {run_id}")
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[1, 5], tags=["sheet"], retry_condition_fn=if_it_may_pass)
+async def plan_sheet(run_id: uuid.UUID) -> tuple[uuid.UUID, list[str], int] | None:
+    """Queue the jobs of all cells: campaign, keys, and how often a cell may be tried. None where the run was cancelled."""
+
+    def work() -> tuple[uuid.UUID, list[str], int] | None:
+        with open_store() as store:
+            with store.database.transaction() as session:
+                run = runs.get(session, run_id)
+                request, by, reason, trigger = request_of(run.request), run.requested_by, run.reason, run.trigger
+                if not runs.beat(session, run_id, phase="planning", flow_run_id=runtime.flow_run.get_id()):
+                    return None
+            plan = plan_campaign(store, request.brief(run_id))
+            campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger, reason=reason)
+            with store.database.transaction() as session:
+                if not runs.beat(session, run_id, phase="making", campaign_id=campaign_id):
+                    runs.block(session, campaign_id, "the run was cancelled")
+                    return None
+            return campaign_id, keys, request.attempts
+
+    return await asyncio.to_thread(work)
+
+
+@task(cache_policy=NO_CACHE, retries=2, tags=["sheet"], retry_condition_fn=if_it_may_pass)
+async def try_again(run_id: uuid.UUID, campaign_id: uuid.UUID) -> list[str]:
+    """Have cells whose checks failed made anew, each with another seed; the keys of those jobs. A cell that no seed helps is left."""
+
+    def work() -> list[str]:
+        keys: list[str] = []
+        with open_store() as store:
+            with store.database.transaction() as session:
+                failed = session.scalars(
+                    select(Asset.id).where(Asset.campaign_id == campaign_id, Asset.review == ReviewState.CHECK_FAILED)
+                ).all()
+                by, most = (
+                    runs.get(session, run_id).requested_by,
+                    request_of(runs.get(session, run_id).request).attempts,
+                )
+            for asset_id in failed:
+                with suppress(RetakeRefused, TransitionRefused), store.database.transaction() as session:
+                    asset = session.get_one(Asset, asset_id)
+                    if len(asset.versions) < most and _may_help(asset):
+                        plan = plan_retake(session, asset, Wishes())
+                        retaking.begin(session, asset_id, plan.job, plan.changes, by, plan.seen_sha256)
+                        keys.append(plan.job.key)
+            with store.database.transaction() as session:
+                if not runs.beat(session, run_id, phase=f"trying {len(keys)} again" if keys else "drawing"):
+                    runs.block(session, campaign_id, "the run was cancelled")
+                    return []
+        return keys
+
+    return await asyncio.to_thread(work)
+
+
+def _may_help(asset: Asset) -> bool:
+    """Whether another seed may pass where this one failed: a check that could not run fails with any."""
+    checks = [] if asset.current is None else asset.current.checks
+    return any(c.outcome is CheckOutcome.FAIL for c in checks)
+
+
+@task(cache_policy=NO_CACHE, retries=2, tags=["sheet"], retry_condition_fn=if_it_may_pass)
+async def draw_sheet(run_id: uuid.UUID) -> str | None:
+    """Draw what was made and end the run with it; a small picture for Prefect's UI. None where the run was cancelled."""
+
+    def work() -> str | None:
+        with open_store() as store:
+            with store.database.transaction() as session:
+                if not runs.beat(session, run_id, phase="drawing"):
+                    return None
+            told = conclude_sheet(store, run_id, engine(store.settings).encoder.sha256)
+            made = any(cell["sha256"] for cell in told["cells"])
+            off = [c["label"] for c in told["cells"] if not c["on_model"]]
+            problem = f"off model or not made: {', '.join(off)}" if off else None
+            with store.database.transaction() as session:
+                ended = runs.end(
+                    session, run_id, RunState.SUCCEEDED if made else RunState.FAILED, result=told, problem=problem
+                )
+            return preview_url(open_picture(store.blobs.get(told["files"]["png"])).image) if ended else None
+
+    return await asyncio.to_thread(work)
+
+
+# ---------------------------------------------------------------------------- signs of life
+
+
+@asynccontextmanager
+async def _pulse(run_id: uuid.UUID) -> AsyncIterator[None]:
+    """Within, the run says every second that it is carried, and how many pictures are made."""
+
+    async def beat() -> None:
+        while True:
+            with suppress(Exception):  # the database may be away for a moment: the work itself says so
+                await asyncio.to_thread(_beat, run_id)
+            await asyncio.sleep(PULSE_S)
+
+    beating = asyncio.ensure_future(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with suppress(asyncio.CancelledError):
+            await beating
+
+
+def _beat(run_id: uuid.UUID) -> None:
+    with open_store() as store, store.database.transaction() as session:
+        campaign_id = session.scalar(select(Run.campaign_id).where(Run.id == run_id))
+        if campaign_id is None:
+            runs.beat(session, run_id)
+            return
+        its = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
+        done = session.scalar(its.where(Asset.campaign_id == campaign_id)) or 0
+        waiting = select(func.count()).where(Asset.campaign_id == campaign_id, Asset.review == ReviewState.DRAFT)
+        runs.beat(session, run_id, done=done, total=done + (session.scalar(waiting) or 0))
+
+
+def _ended(run_id: uuid.UUID, problem: str) -> None:
+    with open_store() as store, store.database.transaction() as session:
+        runs.end(session, run_id, RunState.FAILED, problem=problem[:2000])
+
+
+def _state(run_id: uuid.UUID) -> dict[str, Any]:
+    with open_store() as store, store.database.transaction() as session:
+        run = runs.get(session, run_id)
+        return {"run": str(run.id), "state": run.state.value, "problem": run.problem, "result": run.result}

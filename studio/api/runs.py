@@ -1,0 +1,212 @@
+"""`/v1`: character sheets, and following and cancelling what was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import Field
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from asset_store.errors import NotFound
+from asset_store.people.permissions import Action, Principal
+from asset_store.repositories import libraries, runs
+from asset_store.tables import Brand, Run, RunKind
+from flows.sheet_request import SheetRequest
+from flows.starting import start_sheet
+from flows.wiring import Store
+from studio.api.answers import Answer
+from studio.api.assets import Line
+from studio.api.callers import Idempotency, StoreDep, Who, need
+from studio.api.once import answered
+
+router = APIRouter(tags=["runs"])
+LOOKED_AT_EVERY_S, KEPT_ALIVE_EVERY_S, FOLLOWED_FOR_S = 0.5, 15.0, 3600.0
+TYPES = {"png": "image/png", "pdf": "application/pdf", "json": "application/json"}
+
+
+class CellOut(Answer):
+    """A picture of a sheet. `tries`: versions that were made of it; `likeness`: its mean similarity to the other cells, 0 to 1."""
+
+    section: str
+    label: str
+    prompt: str
+    asset: uuid.UUID | None
+    version: int | None
+    sha256: str | None
+    tries: int
+    review: str | None
+    identity: dict[str, Any] | None
+    failed: list[str]
+    on_model: bool
+    likeness: float | None
+
+
+class SheetOut(Answer):
+    """`consistency`: the mean similarity of all pairs of cells; `files`: where the sheet is."""
+
+    brand: str
+    character: str
+    consistency: float | None
+    palette: list[str]
+    cells: list[CellOut]
+    files: dict[str, str]
+
+
+class RunOut(Answer):
+    """`done` of `total` pictures are made; `events` is where its progress is told as it comes."""
+
+    id: uuid.UUID
+    kind: str
+    brand: str
+    state: str = Field(description="queued, running, succeeded, failed or cancelled")
+    phase: str
+    done: int
+    total: int
+    pictures: int
+    requested_by: str
+    reason: str
+    trigger: str
+    problem: str | None
+    campaign_id: uuid.UUID | None
+    made_at: datetime
+    finished_at: datetime | None
+    events: str
+    sheet: SheetOut | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> RunOut:
+        return cls(
+            id=run.id, kind=run.kind.value, brand=run.brand.name, state=run.state.value, phase=run.phase, done=run.done,
+            total=run.total, pictures=run.pictures, requested_by=run.requested_by, reason=run.reason, trigger=run.trigger,
+            problem=run.problem, campaign_id=run.campaign_id, made_at=run.made_at, finished_at=run.finished_at,
+            events=f"/v1/runs/{run.id}/events", sheet=_sheet(run),
+        )  # fmt: skip
+
+
+class RunsOut(Answer):
+    runs: list[RunOut]
+    next_after: str | None
+
+
+def _sheet(run: Run) -> SheetOut | None:
+    if run.kind is not RunKind.SHEET or run.result is None:
+        return None
+    files = {kind: f"/v1/character-sheets/{run.id}/sheet.{kind}" for kind in run.result["files"]}
+    return SheetOut.model_validate({**run.result, "files": files})
+
+
+@router.post("/character-sheets", status_code=202)
+def make_sheet(
+    body: SheetRequest, who: Who, store: StoreDep, response: Response, idempotency_key: Idempotency = None
+) -> RunOut:
+    """Ask for a model sheet of a character: follow the run, and find the sheet in it. 429 where the day's pictures are spent."""
+
+    def act(session: Session) -> RunOut:
+        brand = _brand(session, body.brand, who)
+        who.require(Action.PRODUCE, brand.id)
+        return RunOut.of(start_sheet(session, body, store.settings.quota, by=who.actor, trigger="api"))
+
+    told = answered(store, who, idempotency_key, {"sheet": body.model_dump(mode="json")}, act, RunOut, response)
+    response.headers["Location"] = f"/v1/runs/{told.id}"
+    return told
+
+
+def _brand(session: Session, name: str, who: Principal) -> Brand:
+    """NotFound also for one that they may not see."""
+    brand = libraries.get_brand(session, name)
+    need(who, Action.VIEW, brand.id, "brand", name)
+    return brand
+
+
+@router.get("/runs")
+def get_runs(who: Who, store: StoreDep, after: Line = None, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> RunsOut:
+    """What was asked for of the brands that the caller may see, the newest first."""
+    within = who.brands(Action.VIEW)
+    with store.database.reading() as session:
+        page = runs.page(session, None if within is None else list(within), after, limit)
+        return RunsOut(runs=[RunOut.of(run) for run in page.runs], next_after=page.next_after)
+
+
+@router.get("/runs/{run_id}")
+def get_run(run_id: uuid.UUID, who: Who, store: StoreDep) -> RunOut:
+    """How far a run is, and what came of it."""
+    with store.database.reading() as session:
+        return RunOut.of(_seen(session, run_id, who))
+
+
+@router.get(
+    "/runs/{run_id}/events", response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)  # fmt: skip
+async def follow(
+    run_id: uuid.UUID, request: Request, who: Who, store: StoreDep,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=200)] = None,
+) -> StreamingResponse:  # fmt: skip
+    """Its progress as server-sent events: `progress` for each change, then `end`. Reconnecting goes on from Last-Event-ID."""
+    await run_in_threadpool(_told, store, run_id, who)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    events = _events(store, run_id, who, request, last_event_id)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def _events(
+    store: Store, run_id: uuid.UUID, who: Principal, request: Request, seen: str | None
+) -> AsyncIterator[str]:
+    loop = asyncio.get_running_loop()
+    ends_at, alive_at = loop.time() + FOLLOWED_FOR_S, loop.time()
+    while loop.time() < ends_at and not await request.is_disconnected():
+        told = await run_in_threadpool(_told, store, run_id, who)
+        number = f"{told.state}/{told.phase}/{told.done}/{told.total}"
+        over = told.finished_at is not None
+        if number != seen or over:
+            yield f"id: {number}\nevent: {'end' if over else 'progress'}\ndata: {told.model_dump_json()}\n\n"
+            seen, alive_at = number, loop.time()
+        if over:
+            return
+        if loop.time() - alive_at > KEPT_ALIVE_EVERY_S:
+            yield ": it goes on\n\n"
+            alive_at = loop.time()
+        await asyncio.sleep(LOOKED_AT_EVERY_S)
+
+
+def _told(store: Store, run_id: uuid.UUID, who: Principal) -> RunOut:
+    with store.database.reading() as session:
+        return RunOut.of(_seen(session, run_id, who))
+
+
+@router.post("/runs/{run_id}/cancellation")
+def cancel(run_id: uuid.UUID, who: Who, store: StoreDep) -> RunOut:
+    """End a run: what is not made yet is not made, and a worker that is at it stops. Again, it changes nothing."""
+    with store.database.transaction() as session:
+        _seen(session, run_id, who, Action.PRODUCE)
+        return RunOut.of(runs.cancel(session, run_id, who.actor))
+
+
+@router.get(
+    "/character-sheets/{run_id}/sheet.{kind}", response_class=Response,
+    responses={200: {"content": {t: {"schema": {"type": "string", "format": "binary"}} for t in TYPES.values()}}},
+)  # fmt: skip
+def get_sheet_file(run_id: uuid.UUID, kind: str, who: Who, store: StoreDep) -> Response:
+    """The sheet as png, as a pdf with layers, or as json."""
+    with store.database.reading() as session:
+        run = _seen(session, run_id, who)
+        files = (run.result or {}).get("files", {})
+    if kind not in files:
+        raise NotFound("file of this sheet", kind[:40])
+    headers = {"Cache-Control": "private, max-age=31536000, immutable", "ETag": f'"{files[kind]}"'}
+    return Response(store.blobs.get(files[kind]), media_type=TYPES[kind], headers=headers)
+
+
+def _seen(session: Session, run_id: uuid.UUID, who: Principal, action: Action = Action.VIEW) -> Run:
+    """The run, if they may. NotFound; Forbidden."""
+    run = session.get(Run, run_id)
+    need(who, action, None if run is None else run.brand_id, "run", run_id)
+    assert run is not None
+    return run
