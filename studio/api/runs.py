@@ -111,7 +111,9 @@ def make_sheet(
     def act(session: Session) -> RunOut:
         brand = _brand(session, body.brand, who)
         who.require(Action.PRODUCE, brand.id)
-        return RunOut.of(start_sheet(session, body, store.settings.quota, by=who.actor, trigger="api"))
+        return RunOut.of(
+            start_sheet(session, body, store.settings.quota, by=who.actor, trigger="page" if who.is_person else "api")
+        )
 
     told = answered(store, who, idempotency_key, {"sheet": body.model_dump(mode="json")}, act, RunOut, response)
     response.headers["Location"] = f"/v1/runs/{told.id}"

@@ -22,7 +22,7 @@ from asset_store.tables import Brand, CheckOutcome, ReferenceState
 from studio.api.callers import StoreDep
 from studio.api.campaigns import get_campaigns
 from studio.api.references import ReferenceOut
-from studio.pages import lists, room, settings, shared, signing_in
+from studio.pages import lists, room, settings, shared, sheets, signing_in
 from studio.pages.rendering import HERE, STATIC, StaticFilesForEver, page
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -31,7 +31,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def install(app: FastAPI) -> None:
     """Serve the pages and their files beside the API."""
     app.mount(STATIC, StaticFilesForEver(directory=HERE / "static"), name="static")
-    for part in (router, room.router, settings.router, shared.router, signing_in.router):
+    for part in (router, room.router, settings.router, shared.router, sheets.router, signing_in.router):
         app.include_router(part)
     app.state.problem_page = lambda request, problem: page(request, "problem.html", None, problem=problem)
     app.add_exception_handler(lists.ToSignIn, _to_sign_in)

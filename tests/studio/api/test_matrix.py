@@ -13,9 +13,9 @@ from fastapi.testclient import TestClient
 
 from asset_store.people import accounts, shares
 from asset_store.people.permissions import ALLOWED, NEVER_BY_KEY, Action
-from asset_store.reviewing import comments
 from asset_store.repositories import runs
 from asset_store.repositories.runs import Quota, Wanted
+from asset_store.reviewing import comments
 from asset_store.tables import Asset, Role, RunKind, RunState
 from tests.stories import a_brand, a_campaign, a_character, a_reference, a_released_asset, an_asset_in_review
 from tests.studio.api.conftest import Door
@@ -123,7 +123,14 @@ def places(door: Door) -> dict[str, str]:
         accounts.grant(session, "ada", Role.ADMIN, "system")
         a_character(session)
         run = runs.begin(session, Wanted(RunKind.SHEET, a_brand(session), {}, 1, "ada", "", "api"), Quota())
-        sheet = {"brand": "bobo", "character": "Bobo", "consistency": None, "palette": [], "cells": [], "files": {"png": ZERO}}
+        sheet = {
+            "brand": "bobo",
+            "character": "Bobo",
+            "consistency": None,
+            "palette": [],
+            "cells": [],
+            "files": {"png": ZERO},
+        }
         runs.end(session, run.id, RunState.SUCCEEDED, result=sheet)
         return {
             "run_id": str(run.id), "kind": "png", "asset_id": str(asset.id), "sha256": asset.current.sha256, "comment_id": str(said.id),

@@ -22,7 +22,12 @@ from tests.stories import a_character
 from tests.studio.api.conftest import Door
 from tests.studio.served import served
 
-ASKED: dict[str, Any] = {"brand": "bobo", "character": "Bobo", "views": ["front", "side"], "reason": "for the style book"}
+ASKED: dict[str, Any] = {
+    "brand": "bobo",
+    "character": "Bobo",
+    "views": ["front", "side"],
+    "reason": "for the style book",
+}
 
 
 @pytest.fixture
@@ -117,7 +122,14 @@ def test_cancelling_is_on_record_and_may_be_said_again(bobo: Door) -> None:
 
 CELL = {"section": "views", "label": "front", "prompt": "a mascot", "asset": None, "version": None, "sha256": None, "tries": 2,
         "review": None, "identity": None, "failed": ["identity"], "on_model": False, "likeness": None}  # fmt: skip
-RESULT: dict[str, Any] = {"brand": "bobo", "character": "Bobo", "consistency": 0.8, "palette": ["#ff0000"], "cells": [CELL], "files": {}}
+RESULT: dict[str, Any] = {
+    "brand": "bobo",
+    "character": "Bobo",
+    "consistency": 0.8,
+    "palette": ["#ff0000"],
+    "cells": [CELL],
+    "files": {},
+}
 
 
 def test_the_sheet_is_in_its_run_and_its_files_are_got(bobo: Door) -> None:
@@ -126,11 +138,19 @@ def test_the_sheet_is_in_its_run_and_its_files_are_got(bobo: Door) -> None:
     sha256 = bobo.store.blobs.put(b"%PDF-1.7", "application/pdf")
     ended(bobo, run["id"], result={**RESULT, "files": {"pdf": sha256}}, problem="off model or not made: front")
     told = client.get(f"/v1/runs/{run['id']}").json()
-    assert (told["state"], told["problem"], told["sheet"]["consistency"]) == ("succeeded", "off model or not made: front", 0.8)
+    assert (told["state"], told["problem"], told["sheet"]["consistency"]) == (
+        "succeeded",
+        "off model or not made: front",
+        0.8,
+    )
     (cell,) = told["sheet"]["cells"]
     assert (cell["tries"], cell["failed"]) == (2, ["identity"])
     pdf = client.get(told["sheet"]["files"]["pdf"])
-    assert (pdf.content, pdf.headers["content-type"], pdf.headers["etag"]) == (b"%PDF-1.7", "application/pdf", f'"{sha256}"')
+    assert (pdf.content, pdf.headers["content-type"], pdf.headers["etag"]) == (
+        b"%PDF-1.7",
+        "application/pdf",
+        f'"{sha256}"',
+    )
     for kind in ("png", "exe"):
         assert client.get(f"/v1/character-sheets/{run['id']}/sheet.{kind}").status_code == 404
 
