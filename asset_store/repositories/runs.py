@@ -77,7 +77,7 @@ def get(session: Session, run_id: uuid.UUID) -> Run:
 
 def page(session: Session, within: Sequence[uuid.UUID] | None, after: str | None = None, limit: int = 50) -> RunPage:
     """The newest runs of these brands, None for all."""
-    question: Select[tuple[Run]] = select(Run).order_by(Run.made_at.desc(), Run.id.desc()).limit(limit + 1)
+    question: Select[Run] = select(Run).order_by(Run.made_at.desc(), Run.id.desc()).limit(limit + 1)
     if within is not None:
         question = question.where(Run.brand_id.in_(within))
     if after is not None:

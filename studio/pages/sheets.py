@@ -19,7 +19,7 @@ from studio.pages.rendering import page
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 SHOWN = 50
-USUAL = SheetRequest.model_construct()
+USUAL = SheetRequest(brand="any", character="any")
 
 
 @router.get("/sheets")
@@ -32,7 +32,7 @@ def sheets_page(request: Request, store: StoreDep, after: str | None = None) -> 
         offered = select(Brand.name, Character.name).join(Character, Character.brand_id == Brand.id)
         if producing is not None:
             offered = offered.where(Brand.id.in_(producing))
-        characters = session.execute(offered.order_by(Brand.name, Character.name)).tuples().all()
+        characters = session.execute(offered.order_by(Brand.name, Character.name)).all()
         return page(
             request, "sheets.html", who, runs=[RunOut.of(run) for run in found.runs], characters=characters,
             rows=[(name, ", ".join(getattr(USUAL, name))) for name in SECTIONS], most=MOST_CELLS,
@@ -49,6 +49,6 @@ def run_page(run_id: uuid.UUID, request: Request, store: StoreDep) -> Response:
         need(who, Action.VIEW, None if run is None else run.brand_id, "run", run_id)
         assert run is not None
         return page(
-            request, "run.html", who, run=RunOut.of(run), request=SheetRequest.model_validate(run.request),
+            request, "run.html", who, run=RunOut.of(run), asked=SheetRequest.model_validate(run.request),
             may_cancel=who.may(Action.PRODUCE, run.brand_id),
         )  # fmt: skip

@@ -160,12 +160,12 @@ def test_cancelling_half_way_stops_the_engine_between_two_steps(
 
 
 def test_what_cannot_be_made_ends_the_run_with_the_reason(ingested: Home) -> None:
-    run_id = begun(ingested, format="4096x4096")
-    with pytest.raises(Exception, match="4096"):
+    run_id = begun(ingested, format="130x130")
+    with pytest.raises(Exception, match="130 px"):
         made(run_id)
     run = run_of(ingested, run_id)
     assert run.state is RunState.FAILED
-    assert "4096" in (run.problem or "")
+    assert "130 px" in (run.problem or "")
 
 
 def test_a_character_that_there_is_not_is_refused_at_once(ingested: Home) -> None:
