@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session, aliased
 from asset_store.reviewing.grid import Filters, Tile, conditions, tiles_beside
 from asset_store.tables import Asset, AssetVersion, Embedding, Encoder, PictureEmbedding
 
-SEARCHED = 64  # candidates that the index keeps at once (hnsw.ef_search)
-BY_SIGNS = 300  # the likest by signs that are compared by all that was said, at least
+SEARCHED = 40  # candidates that the index keeps at once (hnsw.ef_search)
+BY_SIGNS = 360  # the likest by signs that are compared by all that was said, at least
 BY_SIGNS_EACH = 20  # and at least so many for each that is wanted
 NEWEST = (Encoder.made_at.desc(), Encoder.sha256)
 
