@@ -18,7 +18,7 @@ from asset_store.pictures import open_picture
 from asset_store.repositories import runs
 from asset_store.reviewing import retaking
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, CheckOutcome, Run, RunState
+from asset_store.tables import Asset, AssetVersion, CheckOutcome, Job, JobState, Run, RunState
 from flows.campaign import conclude, make_all, preview_url
 from flows.planning import plan_campaign, submit_campaign
 from flows.retake_plan import Wishes, plan_retake
@@ -89,31 +89,33 @@ async def plan_sheet(run_id: uuid.UUID) -> tuple[uuid.UUID, list[str], int] | No
 
 @task(cache_policy=NO_CACHE, retries=2, tags=["sheet"], retry_condition_fn=if_it_may_pass)
 async def try_again(run_id: uuid.UUID, campaign_id: uuid.UUID) -> list[str]:
-    """Have cells whose checks failed made anew, each with another seed; the keys of those jobs. A cell that no seed helps is left."""
+    """Have cells whose checks failed made anew, each with another seed; the keys of all jobs that cells wait for. A cell that no seed
+    helps is left. Safe to repeat: what was begun before is waited for, too."""
 
     def work() -> list[str]:
-        keys: list[str] = []
         with open_store() as store:
             with store.database.transaction() as session:
                 failed = session.scalars(
                     select(Asset.id).where(Asset.campaign_id == campaign_id, Asset.review == ReviewState.CHECK_FAILED)
                 ).all()
-                by, most = (
-                    runs.get(session, run_id).requested_by,
-                    request_of(runs.get(session, run_id).request).attempts,
-                )
+                run = runs.get(session, run_id)
+                by, most = run.requested_by, request_of(run.request).attempts
             for asset_id in failed:
                 with suppress(RetakeRefused, TransitionRefused), store.database.transaction() as session:
+                    if not runs.beat(session, run_id, phase="trying again"):
+                        return []  # it was cancelled: nothing more is begun
                     asset = session.get_one(Asset, asset_id)
                     if len(asset.versions) < most and _may_help(asset):
                         plan = plan_retake(session, asset, Wishes())
                         retaking.begin(session, asset_id, plan.job, plan.changes, by, plan.seen_sha256)
-                        keys.append(plan.job.key)
+                        runs.beat(session, run_id, pictures=Run.pictures + 1)  # of the day's
             with store.database.transaction() as session:
-                if not runs.beat(session, run_id, phase=f"trying {len(keys)} again" if keys else "drawing"):
-                    runs.block(session, campaign_id, "the run was cancelled")
+                if not runs.beat(session, run_id):
                     return []
-        return keys
+                lost = (JobState.FAILED, JobState.CANCELLED)
+                waits = select(Asset.job_key).join(Job, Job.key == Asset.job_key).where(Job.state.not_in(lost))
+                ours = waits.where(Asset.campaign_id == campaign_id, Asset.review == ReviewState.DRAFT)
+                return list(session.scalars(ours.distinct()))
 
     return await asyncio.to_thread(work)
 

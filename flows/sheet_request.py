@@ -15,7 +15,7 @@ from asset_store.library.models import LineOfText, Slug
 from asset_store.reviewing import policy
 from flows.brief import Brief, Making, Number, Seed, Shot, Size, Whole
 
-MOST_CELLS = 60
+MOST_CELLS, MOST_ATTEMPTS = 60, 5
 LONGEST_WORD = 80
 SECTIONS = ("views", "expressions", "poses", "outfits")
 
@@ -25,6 +25,11 @@ def _said(value: str) -> str:
     if not value or not value.isprintable() or any(c in value for c in ",;{}"):
         raise ValueError("write a few printable words without commas")
     return value
+
+
+def _stages(entries: tuple[str, ...]) -> tuple[str, ...]:
+    policy.check_stages(entries)
+    return entries
 
 
 Word = Annotated[str, Field(min_length=1, max_length=LONGEST_WORD), AfterValidator(_said)]
@@ -53,7 +58,7 @@ class SheetRequest(BaseModel):
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False,
-        json_schema_extra={"examples": [{"brand": "lumen", "character": "Pip", "views": ["front", "side", "back"], "expressions": ["happy", "sad"]}]},
+        json_schema_extra={"examples": [{"brand": "lumen", "character": "Pip", "views": ["front", "side", "back"], "expressions": ["sad", "surprised"]}]},
     )  # fmt: skip
     brand: Slug
     character: LineOfText
@@ -70,9 +75,9 @@ class SheetRequest(BaseModel):
     scale: Number | None = Field(None, ge=0, le=10)
     steps: Whole | None = Field(None, ge=1, le=200)
     identity_min: Number | None = Field(None, ge=-1, le=1)
-    attempts: Whole = Field(3, ge=1, le=1 + policy.MOST_RETAKES)
+    attempts: Whole = Field(3, ge=1, le=MOST_ATTEMPTS)
     seed: Seed = 0
-    stages: tuple[LineOfText, ...] = Field(("brand",), min_length=1, max_length=10)
+    stages: Annotated[tuple[LineOfText, ...], AfterValidator(_stages)] = Field(("brand",), min_length=1, max_length=10)
     reason: str = Field("", max_length=1000)
 
     @model_validator(mode="after")

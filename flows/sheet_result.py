@@ -17,18 +17,20 @@ from asset_store.canonical import canonical_json
 from asset_store.pictures import open_picture
 from asset_store.repositories import libraries
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, CheckOutcome, LineageRecord, PictureEmbedding, Run
+from asset_store.rights.licences import problem_of
+from asset_store.tables import Asset, AssetVersion, CheckOutcome, LineageRecord, PictureEmbedding, Reference, Run
 from flows.library import limits_of
 from flows.sheet_drawing import Cell, Section, SheetContent, Swatch, draw_pdf, draw_png
 from flows.sheet_request import SECTIONS, SheetCell, SheetRequest, request_of
 from flows.wiring import Store
 
 MOST_REFERENCES = 8
+OFF = (ReviewState.CHECK_FAILED, ReviewState.DRAFT)  # a draft with a version waits for another one
 
 
 @dataclass(frozen=True)
 class Alike:
-    """consistency: the mean cosine similarity of all pairs of cells, by their CLIP embeddings; None for fewer than two.
+    """consistency: the mean cosine similarity of all pairs of pictures, by their CLIP embeddings; None for fewer than two.
 
     each: by cell, its mean similarity to the others.
     """
@@ -56,7 +58,7 @@ def conclude_sheet(store: Store, run_id: uuid.UUID, encoder_sha256: str) -> dict
         assets = _assets(session, run.campaign_id)
         found = {i: assets.get(cell.shot) for i, cell in enumerate(request.cells)}
         pictures = {i: a.current.sha256 for i, a in found.items() if a is not None and a.current is not None}
-        likeness = alike(_vectors(session, pictures, encoder_sha256))
+        likeness = alike(_vectors(session, _distinct(pictures), encoder_sha256))
         references = _references(session, [a for a in found.values() if a is not None])
         cells = [_told(cell, found[i], likeness.each.get(i)) for i, cell in enumerate(request.cells)]
         palette = [str(colour) for colour in character.palette]
@@ -77,6 +79,14 @@ def conclude_sheet(store: Store, run_id: uuid.UUID, encoder_sha256: str) -> dict
     return {**told, "files": files}
 
 
+def _distinct(pictures: dict[int, str]) -> dict[int, str]:
+    """Two cells that ask for the same are one picture, which is as like to itself as can be."""
+    first: dict[str, int] = {}
+    for i, sha256 in pictures.items():
+        first.setdefault(sha256, i)
+    return {i: sha256 for sha256, i in first.items()}
+
+
 def _assets(session: Session, campaign_id: uuid.UUID | None) -> dict[str, Asset]:
     """By shot."""
     whole = selectinload(Asset.versions).selectinload(AssetVersion.checks)
@@ -94,10 +104,15 @@ def _vectors(session: Session, pictures: dict[int, str], encoder_sha256: str) ->
 
 
 def _references(session: Session, assets: list[Asset]) -> list[dict[str, str]]:
-    """Those that the cells came of, each once, by lineage."""
+    """Those that the cells came of, each once, by lineage, without those that may not be used any more."""
     versions = [a.current.id for a in assets if a.current is not None]
     records = session.scalars(select(LineageRecord.record).where(LineageRecord.version_id.in_(versions)))
-    seen = {r["sha256"]: {"key": r["key"], "sha256": r["sha256"]} for record in records for r in record["references"]}
+    ids = {uuid.UUID(r["id"]) for record in records for r in record["references"]}
+    today = datetime.now(UTC).date()
+    usable = [
+        r for r in session.scalars(select(Reference).where(Reference.id.in_(ids))) if problem_of(r, today) is None
+    ]
+    seen = {r.sha256: {"key": r.key, "sha256": r.sha256} for r in usable}
     return sorted(seen.values(), key=lambda r: (r["key"], r["sha256"]))[:MOST_REFERENCES]
 
 
@@ -112,7 +127,7 @@ def _told(cell: SheetCell, asset: Asset | None, likeness: float | None) -> dict[
         "review": None if asset is None else asset.review.value,
         "identity": None if identity is None else {"outcome": identity.outcome.value, "value": identity.value, "threshold": identity.threshold},
         "failed": [c.name for c in checks if c.outcome is CheckOutcome.FAIL],
-        "on_model": asset is not None and version is not None and asset.review is not ReviewState.CHECK_FAILED,
+        "on_model": version is not None and asset is not None and asset.review not in OFF,
         "likeness": likeness,
     }  # fmt: skip
 

@@ -47,17 +47,17 @@ def send(deployment: str, run_id: UUID, sent: int) -> object:
 def start_one(store: Store, send: Send = send) -> bool:
     """Start a flow for one run that none carries; whether there was one. Where Prefect is away it is tried again later."""
     with store.database.transaction() as session:
-        run = runs.take(session)
-        told = None if run is None else (run.id, DEPLOYMENTS[run.kind], run.sent)
-    if told is None:
-        return False
-    run_id, deployment, sent = told
+        taken = runs.take(session)
+        if taken is None:
+            return False
+        run, before = taken
+        run_id, deployment, sent = run.id, DEPLOYMENTS[run.kind], run.sent
     try:
         send(deployment, run_id, sent)
     except Exception:  # what was not started is started later
         log.exception("run %s could not be started", run_id)
         with store.database.transaction() as session:
-            runs.unsend(session, run_id)
+            runs.unsend(session, run_id, before)
         return False
     return True
 

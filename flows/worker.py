@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 import psycopg
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from asset_store.errors import RightsRefused
 from asset_store.repositories import jobs as job_table
@@ -272,7 +272,7 @@ class _Unwanted:
         if done == of or time.monotonic() - self._looked_at < LOOK_S:
             return
         self._looked_at = time.monotonic()
-        with suppress(OperationalError), self.store.database.reading() as session:
+        with suppress(SQLAlchemyError), self.store.database.reading() as session:
             found = job_table.states(session, self.keys)
             if found.get(JobState.CANCELLED) == len(set(self.keys)):
                 raise _NobodyWaits

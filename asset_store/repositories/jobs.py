@@ -76,7 +76,7 @@ def submit(session: Session, jobs: Sequence[NewJob]) -> int:
     set_aside = select(Job).where(_among([j.key for j in jobs]), Job.state.in_([JobState.FAILED, JobState.CANCELLED]))
     asked = {j.key: j for j in jobs}
     for job in session.scalars(set_aside.order_by(Job.key).with_for_update()):
-        job.state, job.attempt, job.finished_at, job.evidence = JobState.QUEUED, 0, None, []
+        job.state, job.finished_at, job.evidence = JobState.QUEUED, None, []  # its attempts go on: they are the fence
         job.recipe, job.batch_key = asked[job.key].recipe, asked[job.key].batch_key
         job.not_before = session.scalars(select(func.now())).one()
         queued += 1

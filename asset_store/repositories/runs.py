@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, func, literal, or_, select, tuple_, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import NotFound, QuotaSpent, RunOver
@@ -20,6 +20,7 @@ from asset_store.tables import Asset, AssetVersion, Brand, Job, JobState, Run, R
 OPEN = (RunState.QUEUED, RunState.RUNNING)
 DAY = timedelta(days=1)
 LOST_AFTER = timedelta(seconds=120)  # without a sign of life a flow is given up for lost, and another is started
+BEGINS_WITHIN = timedelta(hours=1)
 MOST_SENT = 5
 BY_BRAND, BY_ASKER = 0x6F6D0003, 0x6F6D0004  # advisory locks under which quotas are looked at, one asker at a time
 
@@ -90,10 +91,12 @@ def page(session: Session, within: Sequence[uuid.UUID] | None, after: str | None
 # ---------------------------------------------------------------------------- carried by a flow
 
 
-def take(session: Session) -> Run | None:
-    """An open run that no flow carries, to start one for: it was never sent, or what carried it has given no sign of life.
+def take(session: Session) -> tuple[Run, int] | None:
+    """An open run that no flow carries, to start one for, and how often that was done before: it was never sent, or what carried it has
+    given no sign of life.
 
-    One that was sent MOST_SENT times is given up.
+    Sent again under the same number it is the same flow run at Prefect, where it may wait for its turn; the number goes up when what had
+    begun was lost, or nothing began within an hour. After MOST_SENT times it is given up.
     """
     lost = func.coalesce(Run.beat_at, Run.sent_at) < func.now() - LOST_AFTER
     run = session.scalar(
@@ -105,16 +108,19 @@ def take(session: Session) -> Run | None:
     )
     if run is None:
         return None
-    if run.sent >= MOST_SENT:
-        end(session, run.id, RunState.FAILED, problem=f"its flow was lost {run.sent} times")
-        return take(session)
-    run.sent, run.sent_at, run.beat_at = run.sent + 1, session.scalars(select(func.now())).one(), None
-    return run
+    before, now = run.sent, session.scalars(select(func.now())).one()
+    if run.sent == 0 or run.beat_at is not None or now - run.made_at > run.sent * BEGINS_WITHIN:
+        if run.sent >= MOST_SENT:
+            end(session, run.id, RunState.FAILED, problem=f"its flow was lost {run.sent} times")
+            return take(session)
+        run.sent += 1
+    run.sent_at, run.beat_at = now, None
+    return run, before
 
 
-def unsend(session: Session, run_id: uuid.UUID) -> None:
+def unsend(session: Session, run_id: uuid.UUID, before: int) -> None:
     """No flow could be started: it is tried again when LOST_AFTER is over, and that does not count."""
-    session.execute(update(Run).where(Run.id == run_id, Run.state.in_(OPEN)).values(sent=Run.sent - 1))
+    session.execute(update(Run).where(Run.id == run_id, Run.state.in_(OPEN)).values(sent=before))
 
 
 def beat(session: Session, run_id: uuid.UUID, **facts: Any) -> bool:
@@ -130,9 +136,11 @@ def end(
     """The end of an open run; False where it was ended before, which then stands."""
     ended = update(Run).where(Run.id == run_id, Run.state.in_(OPEN))
     values = {"state": state, "result": result, "problem": problem, "phase": state.value, "finished_at": func.now()}
-    row = session.execute(ended.values(values).returning(Run.id, Run.requested_by)).first()
+    row = session.execute(ended.values(values).returning(Run.campaign_id)).first()
     if row is None:
         return False
+    if state is RunState.FAILED and row.campaign_id is not None:
+        block(session, row.campaign_id, "its run failed")
     audit.record(session, "system", f"run {state.value}", f"run {run_id}", {"problem": problem} if problem else {})
     return True
 
@@ -164,18 +172,17 @@ def cancel(session: Session, run_id: uuid.UUID, by: str) -> Run:
 
 def block(session: Session, campaign_id: uuid.UUID, why: str) -> int:
     """Cancel the jobs that assets of this campaign alone wait for, also those that a worker is at; how many."""
-    other = aliased(Asset)
-    made = select(AssetVersion.id).where(AssetVersion.asset_id == other.id, AssetVersion.job_key == other.job_key)
-    wanted_elsewhere = select(other.id).where(
-        other.job_key == Job.key, other.campaign_id != campaign_id, ~made.exists()
-    )
     ours = select(Asset.job_key).where(Asset.campaign_id == campaign_id)
-    jobs = session.scalars(
-        select(Job)
-        .where(Job.key.in_(ours), Job.state.in_((JobState.QUEUED, JobState.RUNNING)), ~wanted_elsewhere.exists())
-        .order_by(Job.key)
-        .with_for_update(of=Job)
+    running = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
+    held = session.scalars(
+        select(Job).where(Job.key.in_(ours), running).order_by(Job.key).with_for_update(of=Job)
     ).all()
+    # Asked once they are held: who has begun to wait for one of them is seen by now.
+    made = select(AssetVersion.id).where(AssetVersion.asset_id == Asset.id, AssetVersion.job_key == Asset.job_key)
+    keys = [job.key for job in held]
+    elsewhere = select(Asset.job_key).where(Asset.job_key.in_(keys), Asset.campaign_id != campaign_id, ~made.exists())
+    wanted = set(session.scalars(elsewhere))
+    jobs = [job for job in held if job.key not in wanted]
     for job in jobs:
         job.state, job.claimed_by, job.lease_until = JobState.CANCELLED, None, None
         job.evidence = [*job.evidence, {"attempt": job.attempt, "message": why}]

@@ -84,6 +84,7 @@ def _nearest(
     passing = tuple(conditions(session, filters))
     by_index = not passing and not exact
     walk = {"ef_search": max(SEARCHED, limit), "iterative_scan": "strict_order"} if by_index else {}
+    # For the connection, as a question stands alone: whoever walks an index sets both.
     set_up = (func.set_config(f"hnsw.{name}", str(value), False) for name, value in walk.items())
     other = aliased(Encoder)
     newer = exists().where(tuple_(other.made_at, Encoder.sha256) > tuple_(Encoder.made_at, other.sha256))

@@ -109,7 +109,7 @@ class AssetOut(Answer):
 
 
 class CountsOut(Answer):
-    """Of the newest 1000 assets that pass the filters, how many are in each review state; `more`: there are others behind those."""
+    """Of the newest 500 assets that pass the filters, how many are in each review state; `more`: there are others behind those."""
 
     by_state: dict[str, int]
     more: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
@@ -72,6 +73,7 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
         redoc_url=None,
     )
     app.state.store = store
+    app.state.following = Counter()  # open streams of events, by who follows
     app.state.callers, app.state.sign_ins = Limiter(calls), Limiter(sign_ins)
     app.state.provider = Provider(store.settings.oidc) if store.settings.oidc.issuer else None
     problems.install(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,23 +12,27 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
-from asset_store.errors import NotFound
+from asset_store.errors import NotFound, NotSignedIn
 from asset_store.people.permissions import Action, Principal
-from asset_store.repositories import libraries, runs
+from asset_store.repositories import runs
 from asset_store.tables import Brand, Run, RunKind
 from flows.sheet_request import SheetRequest
 from flows.starting import start_sheet
 from flows.wiring import Store
 from studio.api.answers import Answer
 from studio.api.assets import Line
-from studio.api.callers import Idempotency, StoreDep, Who, need
+from studio.api.callers import Idempotency, StoreDep, Who, caller, need
 from studio.api.once import answered
 
 router = APIRouter(tags=["runs"])
 LOOKED_AT_EVERY_S, KEPT_ALIVE_EVERY_S, FOLLOWED_FOR_S = 0.5, 15.0, 3600.0
+KNOWN_FOR_S = 10.0  # then whoever follows is asked again who they are
+MOST_FOLLOWED = 20  # runs at once by each person or key, in each process
 TYPES = {"png": "image/png", "pdf": "application/pdf", "json": "application/json"}
 
 
@@ -121,9 +126,10 @@ def make_sheet(
 
 
 def _brand(session: Session, name: str, who: Principal) -> Brand:
-    """NotFound also for one that they may not see."""
-    brand = libraries.get_brand(session, name)
-    need(who, Action.VIEW, brand.id, "brand", name)
+    """NotFound, in the same words, also for one that they may not see."""
+    brand = session.scalar(select(Brand).where(Brand.name == name))
+    need(who, Action.VIEW, None if brand is None else brand.id, "brand", name)
+    assert brand is not None
     return brand
 
 
@@ -153,6 +159,9 @@ async def follow(
 ) -> StreamingResponse:  # fmt: skip
     """Its progress as server-sent events: `progress` for each change, then `end`. Reconnecting goes on from Last-Event-ID."""
     await run_in_threadpool(_told, store, run_id, who)
+    following: Counter[str] = request.app.state.following
+    if following[who.actor] >= MOST_FOLLOWED:
+        raise HTTPException(429, "too many runs are followed at once", {"Retry-After": "15"})
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     events = _events(store, run_id, who, request, last_event_id)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
@@ -161,9 +170,25 @@ async def follow(
 async def _events(
     store: Store, run_id: uuid.UUID, who: Principal, request: Request, seen: str | None
 ) -> AsyncIterator[str]:
+    following: Counter[str] = request.app.state.following
+    following[who.actor] += 1
+    try:
+        async for event in _changes(store, run_id, who, request, seen):
+            yield event
+    except (NotSignedIn, NotFound, HTTPException):
+        return  # what they could see when they began they may not see any more
+    finally:
+        following[who.actor] -= 1
+
+
+async def _changes(
+    store: Store, run_id: uuid.UUID, who: Principal, request: Request, seen: str | None
+) -> AsyncIterator[str]:
     loop = asyncio.get_running_loop()
-    ends_at, alive_at = loop.time() + FOLLOWED_FOR_S, loop.time()
+    ends_at, alive_at, known_at = loop.time() + FOLLOWED_FOR_S, loop.time(), loop.time()
     while loop.time() < ends_at and not await request.is_disconnected():
+        if loop.time() - known_at > KNOWN_FOR_S:
+            who, known_at = await run_in_threadpool(caller, request, store), loop.time()
         told = await run_in_threadpool(_told, store, run_id, who)
         number = f"{told.state}/{told.phase}/{told.done}/{told.total}"
         over = told.finished_at is not None

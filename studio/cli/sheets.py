@@ -28,7 +28,7 @@ def sheet(
     outfits: Words = None,
     style: Annotated[str | None, typer.Option(help="How it is drawn, such as pixel.")] = None,
     size: Annotated[str | None, typer.Option("--format", help="Of a cell, such as 512x512.")] = None,
-    attempts: Annotated[int, typer.Option(min=1, max=51, help="How often a cell that is off model is made.")] = 3,
+    attempts: Annotated[int, typer.Option(min=1, max=5, help="How often a cell that is off model is made.")] = 3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     to: Annotated[Path, typer.Option("--to", help="A folder for the sheet as PNG, PDF and JSON.")] = Path(),
     reason: Annotated[str, typer.Option("--reason", "-m", help="What it is for; it stands in the lineage.")] = "",
@@ -40,6 +40,7 @@ def sheet(
 ) -> None:
     """Make a model sheet of a character: views, expressions, poses and outfits, its palette and its references."""
     with speaking():
+        from asset_store.repositories import runs
         from flows.character_sheet import make_character_sheet
         from flows.settings import load_settings
         from flows.starting import TERMINAL, start_sheet
@@ -58,10 +59,17 @@ def sheet(
                 )  # fmt: skip
                 quota = load_settings().quota
                 run_id = start_sheet(session, request, quota, by=by or os_user(), trigger=TERMINAL, sent=True).id
-            with bars(quiet=json):
-                told = asyncio.run(make_character_sheet(run_id, workers))
+            try:
+                with bars(quiet=json):
+                    told = asyncio.run(make_character_sheet(run_id, workers))
+            except KeyboardInterrupt:
+                with store.database.transaction() as session:
+                    runs.cancel(session, run_id, by or os_user())
+                raise
             files = _saved(store.blobs, told["result"], to, character)
         emit({**told, "saved": files}) if json else _show(told, files)
+        if told["state"] != "succeeded":
+            raise typer.Exit(Exit.FAILED)
         raise typer.Exit(Exit.DONE if told["problem"] is None else Exit.PROBLEMS)
 
 

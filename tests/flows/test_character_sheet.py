@@ -14,19 +14,19 @@ import numpy as np
 import pikepdf
 import pytest
 from PIL import Image
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from asset_store.errors import NotFound
 from asset_store.lineage.tree import tree_of
 from asset_store.repositories import runs
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, AuditRow, Job, JobState, Run, RunState
-from flows.character_sheet import make_character_sheet
+from flows.character_sheet import make_character_sheet, try_again
 from flows.garbage import collect
 from flows.library import ingest_library
 from flows.settings import QuotaSettings
 from flows.sheet_request import SheetRequest
-from flows.sheet_result import alike
+from flows.sheet_result import alike, conclude_sheet
 from flows.starting import start_one, start_sheet
 from flows.wiring import engine, open_store
 from flows.worker import Worker
@@ -105,12 +105,39 @@ def test_cells_that_are_off_model_are_tried_again_and_say_so(ingested: Home) -> 
 
 
 def test_a_flow_that_is_started_again_makes_nothing_twice(ingested: Home) -> None:
-    run_id = begun(ingested)
+    run_id = begun(ingested, identity_min=1.0, attempts=2)
     first = made(run_id)
-    again = made(run_id)  # the relay had given it up for lost
-    assert again["result"] == first["result"]
+    with ingested.database.transaction() as session:  # as one that was lost before its end
+        session.execute(update(Run).values(state=RunState.RUNNING, result=None, finished_at=None))
+    again = made(run_id)
+    assert (again["state"], again["result"]) == ("succeeded", first["result"])
     with ingested.database.transaction() as session:
-        assert session.scalar(select(func.count()).select_from(Job)) == 2
+        assert session.scalar(select(func.count()).select_from(Job)) == 4  # two cells, each tried twice
+        assert session.scalars(select(Run.pictures)).one() == 4
+
+
+def test_a_cell_whose_other_try_came_to_nothing_is_off_model(ingested: Home) -> None:
+    run_id = begun(ingested, views=["front"], identity_min=1.0, attempts=1)
+    made(run_id)
+    with ingested.database.transaction() as session:
+        session.execute(update(Asset).values(review=ReviewState.DRAFT))
+        session.execute(update(Job).values(state=JobState.FAILED))
+    with open_store() as store:
+        (cell,) = conclude_sheet(store, run_id, engine(store.settings).encoder.sha256)["cells"]
+    assert (cell["on_model"], cell["failed"]) == (False, ["identity"])
+
+
+def test_nothing_is_tried_again_of_a_run_that_was_cancelled_meanwhile(ingested: Home) -> None:
+    run_id = begun(ingested, views=["front"], identity_min=1.0, attempts=1)
+    made(run_id)
+    with ingested.database.transaction() as session:
+        session.execute(update(Run).values(state=RunState.RUNNING, result=None, finished_at=None))
+        campaign_id = session.scalars(select(Run.campaign_id)).one()
+        runs.cancel(session, run_id, "max")
+    assert campaign_id is not None
+    assert asyncio.run(try_again.fn(run_id, campaign_id)) == []
+    with ingested.database.transaction() as session:
+        assert session.scalars(select(Asset.review)).all() == [ReviewState.CHECK_FAILED]
 
 
 def test_a_run_that_is_cancelled_before_it_is_planned_makes_nothing(ingested: Home) -> None:
@@ -175,7 +202,7 @@ def test_a_character_that_there_is_not_is_refused_at_once(ingested: Home) -> Non
         begun(ingested, brand="none")
 
 
-def test_the_relay_starts_what_was_asked_for_once(ingested: Home) -> None:
+def test_the_starter_starts_what_was_asked_for_once(ingested: Home) -> None:
     with ingested.database.transaction() as session:
         request = SheetRequest(brand="lumen", character="Bo")
         run_id = start_sheet(session, request, FREE, by="pat", trigger="api").id

@@ -68,7 +68,7 @@ def test_settings_of_the_sheet_are_the_briefs() -> None:
     [
         {"views": []}, {"views": ["front", "FRONT"]}, {"views": [f"v{i}" for i in range(25)]},
         {"expressions": [f"e{i}" for i in range(24)], "poses": [f"p{i}" for i in range(24)], "outfits": [f"o{i}" for i in range(12)]},
-        {"views": ["a, b"]}, {"views": ["  "]}, {"views": ["a\nb\0"]}, {"format": "big"}, {"attempts": 0}, {"brand": "No Slug"},
+        {"views": ["a, b"]}, {"views": ["  "]}, {"views": ["a\nb\0"]}, {"format": "big"}, {"attempts": 0}, {"attempts": 6}, {"stages": ["brand", "brand"]}, {"brand": "No Slug"},
         {"unknown": 1}, {"scale": float("nan")}, {"style": ""}, {"stages": []}, {"seed": -1}, {"character": ""},
     ],
 )  # fmt: skip

@@ -67,18 +67,27 @@ def test_quotas_are_of_a_day_by_brand_and_by_who_asks(session: Session) -> None:
 
 def test_a_run_is_taken_once_and_again_when_its_flow_is_lost(session: Session) -> None:
     run = a_run(session)
-    assert runs.take(session) is run
+    assert runs.take(session) == (run, 0)
     assert runs.take(session) is None
+    later(session, run, "sent_at", 1000)
+    assert runs.take(session) == (run, 1)
+    assert run.sent == 1  # it may wait for its turn: it is asked for again, and is the same
     assert runs.beat(session, run.id, phase="making")
     later(session, run, "sent_at", 1000)
     assert runs.take(session) is None  # it is alive
     later(session, run, "beat_at", 121)
-    assert runs.take(session) is run
+    assert runs.take(session) == (run, 1)
     assert (run.sent, run.beat_at) == (2, None)
-    runs.unsend(session, run.id)
+    runs.unsend(session, run.id, 1)
     session.expire_all()
     assert run.sent == 1
+    later(session, run, "made_at", 3700)
+    later(session, run, "sent_at", 121)
+    assert runs.take(session) == (run, 1)
+    assert run.sent == 2  # nothing began within an hour
     run.sent = runs.MOST_SENT
+    session.flush()
+    later(session, run, "made_at", 20_000)
     later(session, run, "sent_at", 121)
     assert runs.take(session) is None
     assert (run.state, run.problem) == (RunState.FAILED, "its flow was lost 5 times")

@@ -14,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
+from asset_store.people import accounts
 from asset_store.people.permissions import Action
 from asset_store.repositories import runs
 from asset_store.tables import AuditRow, Role, Run, RunState
@@ -105,6 +106,38 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(bobo: Door, fields: dict[s
     assert answer.status_code == status, answer.text
     with bobo.session() as session:
         assert session.scalar(select(func.count()).select_from(Run)) == 0
+
+
+def test_brands_that_there_are_and_that_one_may_not_see_are_told_alike(bobo: Door) -> None:
+    with bobo.session() as session:
+        a_character(session, "Zoe", "secret")
+    client = bobo.person("olga", Role.PRODUCER, brand="bobo")
+    hidden, none = (ask(client, brand=name) for name in ("secret", "nonesuch"))
+    assert (hidden.status_code, none.status_code) == (404, 404)
+    assert hidden.text.replace("secret", "nonesuch") == none.text
+    assert "bobo" not in none.text
+
+
+def test_who_is_let_in_no_more_follows_no_further(bobo: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.api.runs.KNOWN_FOR_S", 0.0)
+    client = bobo.person("olga", Role.PRODUCER)
+    bobo.person("ada", Role.ADMIN)
+    run = ask(client).json()
+    with served(bobo.app) as address, httpx.Client(base_url=address, cookies=dict(client.cookies), timeout=30) as far:
+        with far.stream("GET", run["events"]) as answer:
+            told = events(answer.iter_lines())
+            assert next(told)["data"]["state"] == "queued"
+            with bobo.session() as session:
+                accounts.disable(session, "olga", "ada")
+            assert list(told) == []
+        assert bobo.app.state.following["olga"] == 0
+
+
+def test_so_many_runs_are_followed_at_once_and_no_more(bobo: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.api.runs.MOST_FOLLOWED", 0)
+    client = bobo.person("olga", Role.PRODUCER)
+    answer = client.get(ask(client).json()["events"])
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "15")
 
 
 def test_cancelling_is_on_record_and_may_be_said_again(bobo: Door) -> None:
