@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from studio.cli import asking, discussing, evaluating, people, reviewing, rights, serving, telling, training, tuning  # noqa: F401  (they register their commands)
+from studio.cli import asking, discussing, evaluating, people, reviewing, rights, serving, sheets, telling, training, tuning  # noqa: F401  (they register their commands)
 from studio.cli.app import app
 from tests.studio_home import ROOT, SMALL_BRIEF, Home
 
