@@ -10,12 +10,24 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from studio.cli import asking, discussing, evaluating, people, reviewing, rights, serving, sheets, telling, training, tuning  # noqa: F401  (they register their commands)
+from studio.cli import (
+    asking,
+    discussing,
+    evaluating,
+    people,
+    reviewing,
+    rights,
+    serving,
+    sheets,
+    telling,
+    training,
+    tuning,
+)  # noqa: F401  (they register their commands)
 from studio.cli.app import app
 from tests.studio_home import ROOT, SMALL_BRIEF, Home
 
 COMMANDS = (
-    "ingest", "campaign run", "worker", "review list", "review show", "review approve", "review reject",
+    "ingest", "campaign run", "sheet", "runs list", "runs cancel", "worker", "review list", "review show", "review approve", "review reject",
     "review request-changes", "review waive", "review reopen", "review comment", "review assign", "review retake",
     "suspend", "reinstate", "withdraw", "release", "lineage", "audit verify", "recall",
     "references", "calibrate", "tune", "evaluate", "train adapter", "train character", "train list", "gc", "doctor",
