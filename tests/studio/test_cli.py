@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from studio.cli import (
+from studio.cli import (  # noqa: F401  (they register their commands)
     asking,
     discussing,
     evaluating,
@@ -22,7 +22,7 @@ from studio.cli import (
     telling,
     training,
     tuning,
-)  # noqa: F401  (they register their commands)
+)
 from studio.cli.app import app
 from tests.studio_home import ROOT, SMALL_BRIEF, Home
 
