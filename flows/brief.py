@@ -160,7 +160,7 @@ def _round(entry: object) -> Any:
     return policy.plain_round(entry)
 
 
-def _stages(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+def checked_stages(entries: tuple[Any, ...]) -> tuple[Any, ...]:
     policy.check_stages(entries)
     return entries
 
@@ -170,7 +170,7 @@ class Brief(Part):
 
     campaign: Slug
     brand: Slug
-    stages: Annotated[tuple[Annotated[Any, AfterValidator(_round)], ...], AfterValidator(_stages)] = ("brand",)
+    stages: Annotated[tuple[Annotated[Any, AfterValidator(_round)], ...], AfterValidator(checked_stages)] = ("brand",)
     retakes: Whole | None = Field(None, ge=0, le=policy.MOST_RETAKES)
     defaults: Making = Making.model_construct()
     checks: _Checks = _Checks(identity_min=None)

@@ -19,10 +19,9 @@ from sqlalchemy.orm import Session
 
 from asset_store.checks import perceptual_hash
 from asset_store.errors import NotFound
-from asset_store.pictures import open_picture
 from asset_store.repositories import libraries
 from asset_store.tables import Character, Reference
-from flows.library import limits_of
+from flows.library import picture_of
 from flows.text_tower import text_tower
 from flows.wiring import Store, engine, open_store
 
@@ -276,7 +275,7 @@ def _hash_of(store: Store, sha256: str) -> int:
     with _hashes_lock:
         known = _hashes.get(sha256)
     if known is None:
-        known = int(perceptual_hash(open_picture(store.blobs.get(sha256), limits_of(store)).image), 16)
+        known = int(perceptual_hash(picture_of(store, sha256)), 16)
         with _hashes_lock:
             _hashes[sha256] = known
             while len(_hashes) > _HASHES_MOST:

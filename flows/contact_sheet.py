@@ -9,9 +9,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from sqlalchemy import select
 
-from asset_store.pictures import open_picture
 from asset_store.tables import Asset, Campaign, CheckOutcome, Job
-from flows.library import limits_of
+from flows.library import picture_of
 from flows.recipes import BY_CONTROL
 from flows.wiring import Store
 
@@ -132,9 +131,11 @@ def made_from(store: Store, recipe: dict[str, Any]) -> list[Tile]:
         if "adapter" not in r and r.get("part") != BY_CONTROL:
             who.setdefault(r["sha256"], r)
     shown = list(who.values())[:MAX_REFERENCES]
-    tiles = [Tile(_opened(store, r["sha256"]), r.get("part", "reference"), r["key"], FAINT) for r in shown]
+    tiles = [Tile(picture_of(store, r["sha256"]), r.get("part", "reference"), r["key"], FAINT) for r in shown]
     for control in recipe.get("controls", ()):
-        tiles.append(Tile(_opened(store, control["sha256"]), f"control: {control['kind']}", control["picture"], FAINT))
+        tiles.append(
+            Tile(picture_of(store, control["sha256"]), f"control: {control['kind']}", control["picture"], FAINT)
+        )
     return tiles
 
 
@@ -147,13 +148,11 @@ def _asset_tile(store: Store, asset: Asset) -> Tile:
     identity = next((c for c in version.checks if c.name == "identity" and c.value is not None), None)
     like = f"CLIP-I {identity.value:.2f}" if identity is not None else ""
     if bad:
-        return Tile(_opened(store, version.sha256), f"failed: {bad[0].name}", bad[0].message, BAD)
+        return Tile(picture_of(store, version.sha256), f"failed: {bad[0].name}", bad[0].message, BAD)
     if warned:
-        return Tile(_opened(store, version.sha256), f"warning: {warned[0].name}", f"{like} · {warned[0].message}", WARN)
+        return Tile(
+            picture_of(store, version.sha256), f"warning: {warned[0].name}", f"{like} · {warned[0].message}", WARN
+        )
     return Tile(
-        _opened(store, version.sha256), f"{len(version.checks)} checks passed", f"{like} · {str(asset.id)[:8]}", GOOD
+        picture_of(store, version.sha256), f"{len(version.checks)} checks passed", f"{like} · {str(asset.id)[:8]}", GOOD
     )
-
-
-def _opened(store: Store, sha256: str) -> Image.Image:
-    return open_picture(store.blobs.get(sha256), limits_of(store)).image

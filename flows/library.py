@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from prefect import flow, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -248,6 +249,11 @@ def limits_of(store: Store) -> PictureLimits:
     return PictureLimits(max_bytes=settings.max_file_mb << 20, max_pixels=settings.max_megapixels * 1_000_000)
 
 
+def picture_of(store: Store, sha256: str) -> Image.Image:
+    """The picture of a stored blob, opened within those limits. BlobMissing; PictureRefused."""
+    return open_picture(store.blobs.get(sha256), limits_of(store)).image
+
+
 def _load(store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
     settings = store.settings.ingest
     source = open_library(store.settings, url)
@@ -302,7 +308,7 @@ def _encode(store: Store, prepared: dict[str, np.ndarray]) -> list[tuple[str, np
 def _embed_stored(store: Store, sha256s: list[str], offset: int, total: int) -> int:
     embedded, encoder = 0, engine(store.settings).encoder
     for chunk in _chunks(sha256s, store.settings.ingest.batch):
-        opened = {s: encoder.prepare(open_picture(store.blobs.get(s), limits_of(store)).image) for s in chunk}
+        opened = {s: encoder.prepare(picture_of(store, s)) for s in chunk}
         rows = _encode(store, opened)
         with store.database.transaction() as session:
             embedded += libraries.save_embeddings(session, encoder.sha256, rows)

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from asset_store.pictures import open_picture
 from asset_store.repositories import libraries
 from asset_store.rights import licences
 from asset_store.tables import Embedding
 from flows import recipe_keys, recipes
 from flows.candidates import check_comparable
 from flows.conditions import pixels_of, reference_ids
-from flows.library import limits_of
+from flows.library import picture_of
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import sha256_of_file
@@ -87,7 +86,7 @@ def _hidden(store: Store, engine: Engine, sha256: str) -> np.ndarray:
     with _seen_lock:
         if key in _seen:
             return _seen[key]
-    picture = open_picture(store.blobs.get(sha256), limits_of(store)).image
+    picture = picture_of(store, sha256)
     hidden = engine.encoder.encode([picture], hidden=True)[0].hidden
     assert hidden is not None
     rounded = hidden.astype(np.float16).astype(np.float32)

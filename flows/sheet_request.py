@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from asset_store.library.models import LineOfText, Slug
 from asset_store.reviewing import policy
-from flows.brief import Brief, Making, Number, Seed, Shot, Size, Whole
+from flows.brief import Brief, Making, Number, Seed, Shot, Size, Whole, checked_stages
 
 MOST_CELLS, MOST_ATTEMPTS = 60, 5
 LONGEST_WORD = 80
@@ -25,11 +25,6 @@ def _said(value: str) -> str:
     if not value or not value.isprintable() or any(c in value for c in ",;{}"):
         raise ValueError("write a few printable words without commas")
     return value
-
-
-def _stages(entries: tuple[str, ...]) -> tuple[str, ...]:
-    policy.check_stages(entries)
-    return entries
 
 
 Word = Annotated[str, Field(min_length=1, max_length=LONGEST_WORD), AfterValidator(_said)]
@@ -77,7 +72,9 @@ class SheetRequest(BaseModel):
     identity_min: Number | None = Field(None, ge=-1, le=1)
     attempts: Whole = Field(3, ge=1, le=MOST_ATTEMPTS)
     seed: Seed = 0
-    stages: Annotated[tuple[LineOfText, ...], AfterValidator(_stages)] = Field(("brand",), min_length=1, max_length=10)
+    stages: Annotated[tuple[LineOfText, ...], AfterValidator(checked_stages)] = Field(
+        ("brand",), min_length=1, max_length=10
+    )
     reason: str = Field("", max_length=1000)
 
     @model_validator(mode="after")

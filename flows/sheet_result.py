@@ -9,17 +9,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from asset_store.canonical import canonical_json
-from asset_store.pictures import open_picture
 from asset_store.repositories import libraries
 from asset_store.reviewing.states import ReviewState
 from asset_store.rights.licences import problem_of
 from asset_store.tables import Asset, AssetVersion, CheckOutcome, LineageRecord, PictureEmbedding, Reference, Run
-from flows.library import limits_of
+from flows.library import picture_of
 from flows.sheet_drawing import Cell, Section, SheetContent, Swatch, draw_pdf, draw_png
 from flows.sheet_request import SECTIONS, SheetCell, SheetRequest, request_of
 from flows.wiring import Store
@@ -135,7 +133,7 @@ def _told(cell: SheetCell, asset: Asset | None, likeness: float | None) -> dict[
 def _content(store: Store, request: SheetRequest, told: dict[str, Any], title: str, brand: str) -> SheetContent:
     by_section: dict[str, list[Cell]] = {}
     for cell in told["cells"]:
-        image = None if cell["sha256"] is None else _opened(store, cell["sha256"])
+        image = None if cell["sha256"] is None else picture_of(store, cell["sha256"])
         by_section.setdefault(cell["section"], []).append(Cell(cell["label"], image, _note(cell), cell["on_model"]))
     sections = tuple(Section(name.capitalize(), tuple(by_section[name])) for name in SECTIONS if name in by_section)
     style = "" if request.style is None else f"{request.style} · "
@@ -143,7 +141,7 @@ def _content(store: Store, request: SheetRequest, told: dict[str, Any], title: s
     return SheetContent(
         title=title, subtitle=f"{brand} · {style}{told['made_on']}{score}", sections=sections,
         palette=tuple(Swatch("", colour) for colour in told["palette"]),
-        references=tuple(_opened(store, r["sha256"]) for r in told["references"]), footer=f"Run {told['run']}",
+        references=tuple(picture_of(store, r["sha256"]) for r in told["references"]), footer=f"Run {told['run']}",
     )  # fmt: skip
 
 
@@ -157,7 +155,3 @@ def _note(cell: dict[str, Any]) -> str:
     if cell["tries"] > 1:
         parts.append(f"{cell['tries']} tries")
     return " · ".join(parts) if cell["sha256"] is not None else "not made"
-
-
-def _opened(store: Store, sha256: str) -> Image.Image:
-    return open_picture(store.blobs.get(sha256), limits_of(store)).image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from uuid import UUID
 
@@ -13,13 +12,13 @@ from asset_store.repositories import libraries, runs
 from asset_store.repositories.runs import Quota, Wanted
 from asset_store.tables import Run, RunKind
 from flows import dispatch
+from flows.repeating import Repeating
 from flows.settings import QuotaSettings, prefect_api
 from flows.sheet_request import SheetRequest
 from flows.wiring import Store
 
 log = logging.getLogger("onmodel.starting")
 DEPLOYMENTS = {RunKind.SHEET: dispatch.SHEET}
-IDLE_S = 1.0
 TERMINAL = "cli"
 
 
@@ -62,24 +61,12 @@ def start_one(store: Store, send: Send = send) -> bool:
     return True
 
 
-class Starter(threading.Thread):
+class Starter(Repeating):
     """Starts what was asked for until it is stopped. Several may run: each run is started by one."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(name="starter", daemon=True)
+        super().__init__("starter")
         self.store = store
-        self._ending = threading.Event()
 
-    def run(self) -> None:
-        while not self._ending.is_set():
-            busy = False
-            try:
-                busy = prefect_api() is not None and start_one(self.store)
-            except Exception:  # the database may be away
-                log.exception("starting failed")
-            if not busy:
-                self._ending.wait(IDLE_S)
-
-    def stop(self) -> None:
-        self._ending.set()
-        self.join(30)
+    def step(self) -> bool:
+        return prefect_api() is not None and start_one(self.store)

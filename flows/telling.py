@@ -7,10 +7,9 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import logging
 import smtplib
 import socket
-import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -25,11 +24,11 @@ from asset_store.errors import DeliveryFailed
 from asset_store.repositories import answers
 from asset_store.tables import Format
 from asset_store.telling import Errand, News
+from flows.repeating import Repeating
 from flows.settings import Settings, TellingSettings
 from flows.wiring import Store
 
-log = logging.getLogger("onmodel.telling")
-TIMEOUT_S, IDLE_S, REMIND_S = 10.0, 1.0, 60.0
+TIMEOUT_S, REMIND_S = 10.0, 60.0
 KEPT = timedelta(days=7)  # answers by Idempotency-Key
 
 
@@ -158,31 +157,18 @@ def _send_mail(settings: Settings, target: str, news: News) -> None:
         ) from None
 
 
-class Teller(threading.Thread):
+class Teller(Repeating):
     """Tells, and reminds of what is late, until it is stopped. Several may run: each subscription is told by one."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(name="teller", daemon=True)
+        super().__init__("teller")
         self.store = store
-        self._ending = threading.Event()
+        self._reminds_at = 0.0
 
-    def run(self) -> None:
-        passed_s = REMIND_S
-        while not self._ending.is_set():
-            try:
-                if passed_s >= REMIND_S:
-                    with self.store.database.transaction() as session:
-                        telling.remind(session, datetime.now(UTC))
-                        answers.forget(session, datetime.now(UTC) - KEPT)
-                    passed_s = 0.0
-                busy = tell(self.store)
-            except Exception:  # the database may be away; what was not told is told later
-                log.exception("telling failed")
-                busy = False
-            if not busy:
-                self._ending.wait(IDLE_S)
-                passed_s += IDLE_S
-
-    def stop(self) -> None:
-        self._ending.set()
-        self.join(TIMEOUT_S + 5)
+    def step(self) -> bool:
+        if time.monotonic() >= self._reminds_at:
+            with self.store.database.transaction() as session:
+                telling.remind(session, datetime.now(UTC))
+                answers.forget(session, datetime.now(UTC) - KEPT)
+            self._reminds_at = time.monotonic() + REMIND_S
+        return tell(self.store)

@@ -23,12 +23,11 @@ from sqlalchemy.orm import Session
 
 from asset_store.canonical import sha256_of
 from asset_store.errors import FileInvalid, Problem, RightsRefused
-from asset_store.pictures import open_picture
 from asset_store.repositories import libraries, models
 from asset_store.repositories.models import NewModel
 from asset_store.rights import licences
 from asset_store.tables import ModelKind
-from flows.library import limits_of
+from flows.library import picture_of
 from flows.progress import report
 from flows.retrying import if_it_may_pass
 from flows.training_references import choose_references, today
@@ -149,7 +148,7 @@ async def train_planned_character(plan: CharacterPlan, by: str) -> dict[str, Any
             unet = opened.checkpoint.unet
             base = CheckpointPaths(store.settings.engine.base or EMBEDDED)
             checkpoint = dataclasses.replace(_opened(base, str(unet.device), unet.dtype), encoder=None)
-            pictures = [open_picture(store.blobs.get(sha), limits_of(store)).image for _, _, sha in plan.references]
+            pictures = [picture_of(store, sha) for _, _, sha in plan.references]
             made = train_character(
                 checkpoint, pictures, folder, wanted, on_step=partial(on_step, "steps"),
                 on_picture=partial(on_step, "class pictures"),

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, func, literal, or_, select, tuple_, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import NotFound, QuotaSpent, RunOver
-from asset_store.keyset import mark_of, read_mark
+from asset_store.keyset import mark_of, newest
 from asset_store.tables import Asset, AssetVersion, Brand, Job, JobState, Run, RunKind, RunState
 
 OPEN = (RunState.QUEUED, RunState.RUNNING)
@@ -78,11 +78,9 @@ def get(session: Session, run_id: uuid.UUID) -> Run:
 
 def page(session: Session, within: Sequence[uuid.UUID] | None, after: str | None = None, limit: int = 50) -> RunPage:
     """The newest runs of these brands, None for all."""
-    question: Select[Run] = select(Run).order_by(Run.made_at.desc(), Run.id.desc()).limit(limit + 1)
+    question = newest(select(Run), Run.made_at, Run.id, after, limit, "runs")
     if within is not None:
         question = question.where(Run.brand_id.in_(within))
-    if after is not None:
-        question = question.where(tuple_(Run.made_at, Run.id) < tuple_(*map(literal, read_mark(after, "runs"))))
     found = session.scalars(question).all()
     shown = found[:limit]
     return RunPage(tuple(shown), mark_of(shown[-1].made_at, shown[-1].id) if len(found) > limit else None)

@@ -30,7 +30,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 
 from asset_store.keyset import mark_of, read_mark
 from asset_store.reviewing.questions import is_asked, is_current, waits_anywhere
@@ -181,7 +181,8 @@ def beside(
 
 def tiles_of(session: Session, ids: Sequence[uuid.UUID]) -> tuple[Tile, ...]:
     """These assets as tiles, in this order; what there is not is left out."""
-    by_id = {tile.id: tile for tile in _tiles(session, _among(Asset.id, ids))}
+    wanted = any_(cast(list(ids), ARRAY(Uuid)))  # one array: the question is the same text whatever their number
+    by_id = {tile.id: tile for tile in _tiles(session, Asset.id == wanted)}
     return tuple(by_id[id_] for id_ in ids if id_ in by_id)
 
 
@@ -200,11 +201,6 @@ def tiles_beside(session: Session, found: Subquery) -> list[tuple[Tile, float]]:
 def _tile(row: Sequence[Any]) -> Tile:
     waits_at, checked, *shown = row
     return Tile(*(*shown, tuple(waits_at), _doubts(checked)))
-
-
-def _among(column: InstrumentedAttribute[uuid.UUID], ids: Sequence[uuid.UUID]) -> ColumnElement[bool]:
-    """As one array: the question is the same text whatever their number."""
-    return column == any_(cast(list(ids), ARRAY(Uuid)))
 
 
 def counts(session: Session, filters: Filters) -> Counts:

@@ -6,9 +6,9 @@ import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from sqlalchemy import func, literal, select, tuple_
+from sqlalchemy import func, select
 
-from asset_store.keyset import mark_of, read_mark
+from asset_store.keyset import mark_of, newest
 from asset_store.people.permissions import Action
 from asset_store.tables import Asset, Brand, Campaign
 from studio.api.answers import CampaignOut, CampaignsOut
@@ -25,15 +25,11 @@ def get_campaigns(
     """Campaigns of the brands that the caller may see, the newest first, with their assets by review state."""
     within = who.brands(Action.VIEW)
     question = select(Campaign).join(Brand, Brand.id == Campaign.brand_id)
-    question = question.order_by(Campaign.made_at.desc(), Campaign.id.desc()).limit(limit + 1)
+    question = newest(question, Campaign.made_at, Campaign.id, after, limit, "campaigns")
     if within is not None:
         question = question.where(Campaign.brand_id.in_(within))
     if brand is not None:
         question = question.where(Brand.name == brand)
-    if after is not None:
-        question = question.where(
-            tuple_(Campaign.made_at, Campaign.id) < tuple_(*map(literal, read_mark(after, "campaigns")))
-        )
     with store.database.reading() as session:
         found = session.scalars(question).all()
         shown = found[:limit]

@@ -145,8 +145,7 @@ def get_runs(who: Who, store: StoreDep, after: Line = None, limit: Annotated[int
 @router.get("/runs/{run_id}")
 def get_run(run_id: uuid.UUID, who: Who, store: StoreDep) -> RunOut:
     """How far a run is, and what came of it."""
-    with store.database.reading() as session:
-        return RunOut.of(_seen(session, run_id, who))
+    return _told(store, run_id, who)
 
 
 @router.get(

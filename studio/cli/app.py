@@ -23,6 +23,7 @@ campaign_app = typer.Typer(no_args_is_help=True, help="Run campaigns from briefs
 app.add_typer(campaign_app, name="campaign")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Workers = Annotated[int, typer.Option(min=0, max=16, help="Workers in this process; 0: `onmodel worker` elsewhere.")]
 By = Annotated[str | None, typer.Option("--by", help="Who acts; default: the user of this terminal.")]
 
 
@@ -89,9 +90,7 @@ def campaign_run(
     brief: Annotated[Path, typer.Argument(help="The campaign's brief, a YAML file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; make nothing.")] = False,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Where to write the contact sheet PNG.")] = None,
-    workers: Annotated[
-        int, typer.Option(min=0, max=16, help="Workers in this process; 0: `onmodel worker` elsewhere.")
-    ] = 1,
+    workers: Workers = 1,
     by: By = None,
     json: Json = False,
 ) -> None:
@@ -234,8 +233,8 @@ def release(
         )
 
 
-def run() -> None:
-    """The console script."""
+def load_commands() -> None:
+    """Have every module register its commands."""
     from studio.cli import (  # noqa: F401  (they register their commands)
         asking,
         discussing,
@@ -250,6 +249,10 @@ def run() -> None:
         tuning,
     )
 
+
+def run() -> None:
+    """The console script."""
+    load_commands()
     try:
         app()
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from studio.cli.app import By, Json, app
+from studio.cli.app import By, Json, Workers, app
 from studio.cli.console import Exit, bars, emit, out, plain, speaking, table
 
 runs_app = typer.Typer(no_args_is_help=True, help="What was asked for, how far it is, and ending it.")
@@ -32,15 +32,13 @@ def sheet(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     to: Annotated[Path, typer.Option("--to", help="A folder for the sheet as PNG, PDF and JSON.")] = Path(),
     reason: Annotated[str, typer.Option("--reason", "-m", help="What it is for; it stands in the lineage.")] = "",
-    workers: Annotated[
-        int, typer.Option(min=0, max=16, help="Workers in this process; 0: `onmodel worker` elsewhere.")
-    ] = 1,
+    workers: Workers = 1,
     by: By = None,
     json: Json = False,
 ) -> None:
     """Make a model sheet of a character: views, expressions, poses and outfits, its palette and its references."""
     with speaking():
-        from asset_store.repositories import runs
+        from asset_store.repositories import libraries, runs
         from flows.character_sheet import make_character_sheet
         from flows.settings import load_settings
         from flows.starting import TERMINAL, start_sheet
@@ -53,8 +51,9 @@ def sheet(
                     "format": size,
                 }  # fmt: skip
                 given = {k: v if k in ("style", "format") else _words(v) for k, v in asked.items() if v is not None}
+                who = libraries.find_character(session, character, brand)
                 request = _request(
-                    brand=brand or _brand_of(session, character), character=character, attempts=attempts, seed=seed,
+                    brand=who.brand.name, character=who.name, attempts=attempts, seed=seed,
                     reason=reason, **given,
                 )  # fmt: skip
                 quota = load_settings().quota
@@ -90,22 +89,6 @@ def _request(**given: Any) -> Any:
             Problem("the sheet", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors(include_url=False)
         ]
         raise BriefInvalid(problems) from None
-
-
-def _brand_of(session: Any, character: str) -> str:
-    """The one brand that has a character of this name. NotFound; Ambiguous."""
-    from sqlalchemy import select
-
-    from asset_store.errors import Ambiguous, NotFound
-    from asset_store.tables import Brand, Character
-
-    has = select(Brand.name).join(Character, Character.brand_id == Brand.id).where(Character.name == character)
-    found = session.scalars(has.order_by(Brand.name)).all()
-    if not found:
-        raise NotFound("character", character, "`onmodel references NAME` shows whose references there are.")
-    if len(found) > 1:
-        raise Ambiguous("character", character, found)
-    return str(found[0])
 
 
 def _saved(blobs: Any, result: dict[str, Any] | None, to: Path, character: str) -> dict[str, str]:

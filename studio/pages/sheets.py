@@ -11,7 +11,7 @@ from sqlalchemy import select
 from asset_store.people.permissions import Action
 from asset_store.repositories import runs
 from asset_store.tables import Brand, Character, Run
-from flows.sheet_request import MOST_CELLS, SECTIONS, SheetRequest
+from flows.sheet_request import MOST_ATTEMPTS, MOST_CELLS, SECTIONS, SheetRequest
 from studio.api.callers import StoreDep, need
 from studio.api.runs import RunOut
 from studio.pages import lists
@@ -35,7 +35,7 @@ def sheets_page(request: Request, store: StoreDep, after: str | None = None) -> 
         characters = session.execute(offered.order_by(Brand.name, Character.name)).all()
         return page(
             request, "sheets.html", who, runs=[RunOut.of(run) for run in found.runs], characters=characters,
-            rows=[(name, ", ".join(getattr(USUAL, name))) for name in SECTIONS], most=MOST_CELLS,
+            rows=[(name, ", ".join(getattr(USUAL, name))) for name in SECTIONS], most=MOST_CELLS, attempts=MOST_ATTEMPTS,
             asked={run.id: run.request.get("character", "") for run in found.runs}, next_after=found.next_after,
         )  # fmt: skip
 

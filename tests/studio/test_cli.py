@@ -10,22 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from studio.cli import (  # noqa: F401  (they register their commands)
-    asking,
-    discussing,
-    evaluating,
-    people,
-    reviewing,
-    rights,
-    serving,
-    sheets,
-    telling,
-    training,
-    tuning,
-)
-from studio.cli.app import app
+from studio.cli.app import app, load_commands
 from tests.studio_home import ROOT, SMALL_BRIEF, Home
 
+load_commands()
 COMMANDS = (
     "ingest", "campaign run", "sheet", "runs list", "runs cancel", "worker", "review list", "review show", "review approve", "review reject",
     "review request-changes", "review waive", "review reopen", "review comment", "review assign", "review retake",
