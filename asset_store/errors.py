@@ -30,6 +30,7 @@
     │   ├── RetakeRefused
     │   ├── RunOver                 state
     │   ├── QuotaSpent              wait_s
+    │   ├── BudgetSpent
     │   ├── KeyReused               key
     │   ├── AccountRefused
     │   ├── NotSignedIn
@@ -343,6 +344,16 @@ class QuotaSpent(StoreError):
         super().__init__(
             f"{asked} pictures are more than {whose} has left: {left} of {most} within a day",
             f"Ask for fewer, or again in {wait_s} seconds.",
+        )
+
+
+class BudgetSpent(StoreError):
+    """A campaign that would use more than its brief allows."""
+
+    def __init__(self, more: str, budget: str, to_make: int) -> None:
+        super().__init__(
+            f"with {to_make} new pictures it would use {more}: its budget is {budget}",
+            "Ask for fewer pictures, or raise the budget in the brief.",
         )
 
 

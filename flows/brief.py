@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -23,54 +21,15 @@ from asset_store.library.models import LineOfText, RelativePath, Slug
 from asset_store.library.yaml_lines import YamlDocument
 from asset_store.library.yaml_model import parse_yaml
 from asset_store.reviewing import policy
-from ipadapter_engine.requests import MAX_SEED
+from flows import variables as open_words
+from flows.brief_fields import ModelChoice, Number, Part, Prompt, Seed, Size, Whole, Window, check_window
+from flows.budget import Budget
+from flows.timetable import Schedule
+from flows.variables import Variables
 
-
-def _size(value: str) -> str:
-    width, x, height = value.partition("x")
-    if not (x and width.isdigit() and height.isdigit() and 8 <= int(width) <= 4096 and 8 <= int(height) <= 4096):
-        raise ValueError("write width x height in pixels, such as 512x512")
-    return value
-
-
-def _prompt(value: str) -> str:
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError("write text that can be stored: no NUL and no half surrogate pairs")
-    return value
-
-
-def _no_truth(value: object) -> object:
-    """YAML reads yes, no, on and off as truth values, which would be taken for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("write a number: what stands here is a yes or a no to YAML")
-    return value
-
-
-def _model_choice(value: object) -> object:
-    if isinstance(value, bool) or not (value in ("latest", "none") or (isinstance(value, int) and value >= 1)):
-        raise ValueError("write latest, none or a version such as 2")
-    return value
-
-
-Whole = Annotated[int, Field(strict=True), BeforeValidator(_no_truth)]
-Number = Annotated[float, Field(strict=True), BeforeValidator(_no_truth)]  # whole numbers, too
-Prompt = Annotated[str, Field(max_length=2000), AfterValidator(_prompt)]
-ModelChoice = Annotated[Literal["latest", "none"] | int, BeforeValidator(_model_choice)]
-Size = Annotated[str, AfterValidator(_size)]
-Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
-Window = tuple[Number, Number]
-
-
-def check_window(window: tuple[float, float]) -> None:
-    if not 0 <= window[0] <= window[1] <= 1:
-        raise ValueError("a window is two numbers, start and end, with 0 ≤ start ≤ end ≤ 1")
-
-
+DEFAULT_VARIANTS = 1
+LONGEST_SCHEDULED = 45
 _CAME_LATER = ("controls", "character_model", "best_of", "style_references")
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NamedReference(Part):
@@ -166,7 +125,11 @@ def checked_stages(entries: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Brief(Part):
-    """stages: who approves; see `asset_store.reviewing.policy`. retakes: how often a picture may be made anew."""
+    """stages: who approves; see `asset_store.reviewing.policy`. retakes: how often a picture may be made anew.
+
+    variables: words that shots leave open, as {product}; a shot becomes one for each. schedule: when it runs by itself. budget: what it
+    may use. None of the three is in a campaign's own brief: `flows.variables.filled` makes that.
+    """
 
     campaign: Slug
     brand: Slug
@@ -175,17 +138,48 @@ class Brief(Part):
     defaults: Making = Making.model_construct()
     checks: _Checks = _Checks(identity_min=None)
     seed: Seed = 0
-    shots: Annotated[tuple[Shot, ...], Field(min_length=1, max_length=10_000)]
+    shots: Annotated[tuple[Shot, ...], Field(min_length=1, max_length=open_words.MOST_SHOTS)]
+    variables: Variables = {}
+    schedule: Schedule | None = None
+    budget: Budget | None = None
+
+    @property
+    def has_open_words(self) -> bool:
+        """Whether braces in its shots are variables, or text as in a brief that has none."""
+        return bool(self.variables) or self.schedule is not None
+
+    @property
+    def pictures(self) -> int:
+        """How many it asks for."""
+        usual = self.defaults.variants or DEFAULT_VARIANTS
+        return sum(
+            (len(s.seeds) if s.seeds is not None else s.variants or usual)
+            * (open_words.count(self, s) if self.has_open_words else 1)
+            for s in self.shots
+        )
+
+    @model_validator(mode="after")
+    def _budget_of_what_there_is(self) -> Brief:
+        if self.budget is not None and self.budget.per != "run" and self.schedule is None:
+            raise ValueError("a budget over several runs needs a schedule; leave `per` out")
+        if self.schedule is not None and len(self.campaign) > LONGEST_SCHEDULED:
+            raise ValueError(
+                f"a scheduled campaign's name has at most {LONGEST_SCHEDULED} letters: each run adds its time"
+            )
+        if self.has_open_words and sum(open_words.count(self, s) for s in self.shots) > open_words.MOST_SHOTS:
+            raise ValueError(f"its variables make more than {open_words.MOST_SHOTS} shots")
+        return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As in Making: the hash of a brief that does not use a later field stays."""
-        return {k: v for k, v in handler(self).items() if v is not None or k != "retakes"}
+        later = ("retakes", "variables", "schedule", "budget")
+        return {k: v for k, v in handler(self).items() if k not in later or v not in (None, {})}
 
 
 def parse_brief(text: str, *, file: str) -> Brief:
     """The brief that the text describes; raises BriefInvalid with every problem, by file, line and field."""
-    return parse_yaml(text, Brief, file=file, invalid=BriefInvalid, cross_check=_unique_names)
+    return parse_yaml(text, Brief, file=file, invalid=BriefInvalid, cross_check=_cross_check)
 
 
 def read_brief(path: Path) -> Brief:
@@ -195,6 +189,11 @@ def read_brief(path: Path) -> Brief:
         problem = Problem(str(path), 1, "", f"The file cannot be read: {error.__class__.__name__}.")
         raise BriefInvalid([problem]) from None
     return parse_brief(text, file=str(path))
+
+
+def _cross_check(document: YamlDocument) -> None:
+    _unique_names(document)
+    open_words.check_names(document)
 
 
 def _unique_names(document: YamlDocument) -> None:

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from asset_store.repositories import jobs as job_table
+from asset_store.repositories import runs
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, Job, JobState
+from asset_store.tables import Asset, AssetVersion, Job, JobState, RunState
 from flows import finishing
-from flows.brief import parse_brief
+from flows.carrying import carried, state_of
 from flows.contact_sheet import campaign_sheet
 from flows.planning import plan_campaign, submit_campaign
 from flows.progress import report
 from flows.retrying import if_it_may_pass
+from flows.spending import check_plan, within_budget
+from flows.starting import BriefText, campaign_of, start_campaign
 from flows.wiring import Store, engine, open_store
 from flows.worker import Worker
 
@@ -49,14 +52,23 @@ class CampaignReport:
     contact_sheet: str | None = None
     engine_s: float = 0.0
 
+    @classmethod
+    def nothing(cls, submitted: Submitted | None) -> CampaignReport:
+        """Of a run that was ended before it had made anything."""
+        return (
+            cls("", "", 0, 0, 0)
+            if submitted is None
+            else cls(submitted.campaign, str(submitted.campaign_id), submitted.pictures, 0, 0)
+        )
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @flow(name="run-campaign", flow_run_name="{brief_name}")
 async def run_campaign(
-    brief: str, brief_name: str = "brief.yaml", by: str = "schedule", trigger: str = "cli",
-    workers: int = 1, sheet: str | None = None, folder: str | None = None,
+    brief: str, brief_name: str = "brief.yaml", by: str = "prefect", trigger: str = "prefect",
+    workers: int = 1, sheet: str | None = None, folder: str | None = None, reason: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Make what a brief (YAML text) asks for. Killed and started again it makes what is missing, nothing twice.
 
@@ -64,8 +76,39 @@ async def run_campaign(
     sheet: where to write the contact sheet PNG; it is an artifact of the run in any case.
     folder: where the brief lies, for the control pictures that it names by a path.
     """
-    campaign_id, keys, planned, before = await submit(brief, brief_name, by, trigger, folder)
-    result = CampaignReport(planned["campaign"], str(campaign_id), planned["pictures"], 0, before)
+    text = BriefText(brief, brief_name, folder)
+    run_id = await asyncio.to_thread(_begun, text, by, trigger, reason)
+    return await carry_campaign(run_id, workers, sheet)
+
+
+@flow(name="make-campaign", flow_run_name="campaign-{run_id}")
+async def make_campaign(run_id: uuid.UUID, workers: int = 0, sheet: str | None = None) -> dict[str, Any]:
+    """Carry a run that was asked for to its end. Killed and started again it makes what is missing, nothing twice."""
+    return await carry_campaign(run_id, workers, sheet)
+
+
+def _begun(brief: BriefText, by: str, trigger: str, reason: str) -> uuid.UUID:
+    with open_store() as store, store.database.transaction() as session:
+        quota = store.settings.quota
+        return start_campaign(session, brief, quota, by=by, trigger=trigger, reason=reason, sent=True).id
+
+
+async def carry_campaign(run_id: uuid.UUID, workers: int, sheet: str | None = None) -> dict[str, Any]:
+    """Make the pictures of a run, within its budget; what came of it. `state` is the run's, `problem` why it failed."""
+    result: CampaignReport | None = None
+    async with carried(run_id, within_budget):
+        submitted = await submit(run_id)
+        if submitted is not None:
+            result = await _made(run_id, submitted, workers, sheet)
+            await asyncio.to_thread(_conclude, run_id, result)
+    told = await asyncio.to_thread(state_of, run_id)
+    report = (result or CampaignReport.nothing(submitted)).as_json()
+    return {**report, "run": told["run"], "state": told["state"], "problem": told["problem"]}
+
+
+async def _made(run_id: uuid.UUID, submitted: Submitted, workers: int, sheet: str | None) -> CampaignReport:
+    campaign_id, keys = submitted.campaign_id, submitted.keys
+    result = CampaignReport(submitted.campaign, str(campaign_id), submitted.pictures, 0, submitted.before)
     result.engine_s = await make_all(keys, workers)
     result.review, result.problems = await conclude(campaign_id, keys)
     result.made = sum(result.review.values()) - result.review.get(ReviewState.DRAFT, 0) - result.reused
@@ -74,33 +117,60 @@ async def run_campaign(
     if png_url is not None:
         await acreate_image_artifact(png_url, key="contact-sheet", description=f"Contact sheet of {result.campaign}")
     await acreate_markdown_artifact(_markdown(result), key="campaign-report", description=f"Run of {result.campaign}")
-    return result.as_json()
+    return result
+
+
+def _conclude(run_id: uuid.UUID, result: CampaignReport) -> None:
+    """The end of the run with its report, unless it was ended meanwhile: cancelled, or stopped by its budget."""
+    with open_store() as store, store.database.transaction() as session:
+        problem = "; ".join(dict.fromkeys(result.problems))[:2000] or None
+        nothing = sum(result.review.values()) == result.review.get(ReviewState.DRAFT, 0)
+        state = RunState.FAILED if problem and nothing else RunState.SUCCEEDED
+        if not runs.end(session, run_id, state, result=result.as_json(), problem=problem):
+            runs.get(session, run_id).result = result.as_json()
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a campaign waits for; `before`: pictures that there were."""
+
+    campaign: str
+    campaign_id: uuid.UUID
+    keys: list[str]
+    pictures: int
+    before: int
 
 
 @task(
     retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, tags=["campaign"], retry_condition_fn=if_it_may_pass
 )
-async def submit(
-    brief: str, brief_name: str, by: str, trigger: str, folder: str | None = None
-) -> tuple[uuid.UUID, list[str], dict[str, Any], int]:
-    """Plan the brief and queue its jobs: campaign, keys, plan, and how many pictures there were before.
+async def submit(run_id: uuid.UUID) -> Submitted | None:
+    """Plan the run's brief and queue its jobs. None where it was cancelled. BudgetSpent where it would make more than it may.
 
     Safe to repeat: job keys are unique.
     """
+    return await asyncio.to_thread(_submitted, run_id, runtime.flow_run.get_id())
 
-    def work() -> tuple[uuid.UUID, list[str], dict[str, Any], int]:
-        with open_store() as store:
-            place = None if folder is None else Path(folder)
-            plan = plan_campaign(store, parse_brief(brief, file=brief_name), folder=place)
-            campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger)
-            with store.database.transaction() as session:
-                there = select(func.count(AssetVersion.asset_id.distinct())).join(
-                    Asset, Asset.id == AssetVersion.asset_id
-                )
-                before = session.scalars(there.where(Asset.campaign_id == campaign_id)).one()
-            return campaign_id, keys, plan.as_json(), before
 
-    return await asyncio.to_thread(work)
+def _submitted(run_id: uuid.UUID, flow_run_id: str | None) -> Submitted | None:
+    with open_store() as store:
+        with store.database.transaction() as session:
+            run = runs.get(session, run_id)
+            request, by, reason, trigger = run.request, run.requested_by, run.reason, run.trigger
+            if not runs.beat(session, run_id, phase="planning", flow_run_id=flow_run_id):
+                return None
+        folder = request.get("folder")
+        plan = plan_campaign(store, campaign_of(request), folder=None if folder is None else Path(folder))
+        with store.database.transaction() as session:
+            check_plan(session, runs.get(session, run_id), plan)
+        campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger, reason=reason)
+        with store.database.transaction() as session:
+            if not runs.beat(session, run_id, phase="making", campaign_id=campaign_id):
+                runs.block(session, campaign_id, "the run was cancelled")
+                return None
+            there = select(func.count(AssetVersion.asset_id.distinct())).join(Asset, Asset.id == AssetVersion.asset_id)
+            before = session.scalars(there.where(Asset.campaign_id == campaign_id)).one()
+        return Submitted(plan.brief.campaign, campaign_id, keys, len(plan.pictures), before)
 
 
 @task(

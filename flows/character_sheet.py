@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from prefect import flow, runtime, task
 from prefect.artifacts import acreate_image_artifact
 from prefect.cache_policies import NO_CACHE
-from sqlalchemy import func, select
+from sqlalchemy import select
 
-from asset_store.errors import OnmodelError, RetakeRefused, TransitionRefused
+from asset_store.errors import RetakeRefused, TransitionRefused
 from asset_store.pictures import open_picture
 from asset_store.repositories import runs
 from asset_store.reviewing import retaking
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, CheckOutcome, Job, JobState, Run, RunState
+from asset_store.tables import Asset, CheckOutcome, Job, JobState, Run, RunState
 from flows.campaign import conclude, make_all, preview_url
+from flows.carrying import carried, state_of
 from flows.planning import plan_campaign, submit_campaign
 from flows.retake_plan import Wishes, plan_retake
 from flows.retrying import if_it_may_pass
 from flows.sheet_request import request_of
 from flows.sheet_result import conclude_sheet
 from flows.wiring import engine, open_store
-from ipadapter_engine.errors import EngineError
-
-PULSE_S = 1.0
 
 
 @flow(name="make-character-sheet", flow_run_name="sheet-{run_id}")
@@ -37,19 +34,12 @@ async def make_character_sheet(run_id: uuid.UUID, workers: int = 0) -> dict[str,
 
     workers: how many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
     """
-    try:
-        async with _pulse(run_id):
-            await _carried(run_id, workers)
-    except (OnmodelError, EngineError) as error:
-        await asyncio.to_thread(_ended, run_id, f"{error.message}. {error.next_step}")
-        raise
-    except Exception as error:
-        await asyncio.to_thread(_ended, run_id, f"{type(error).__name__}: {error}")
-        raise
-    return await asyncio.to_thread(_state, run_id)
+    async with carried(run_id):
+        await _made(run_id, workers)
+    return await asyncio.to_thread(state_of, run_id)
 
 
-async def _carried(run_id: uuid.UUID, workers: int) -> None:
+async def _made(run_id: uuid.UUID, workers: int) -> None:
     planned = await plan_sheet(run_id)
     if planned is None:
         return  # cancelled
@@ -146,48 +136,3 @@ async def draw_sheet(run_id: uuid.UUID) -> str | None:
             return preview_url(open_picture(store.blobs.get(told["files"]["png"])).image) if ended else None
 
     return await asyncio.to_thread(work)
-
-
-# ---------------------------------------------------------------------------- signs of life
-
-
-@asynccontextmanager
-async def _pulse(run_id: uuid.UUID) -> AsyncIterator[None]:
-    """Within, the run says every second that it is carried, and how many pictures are made."""
-
-    async def beat() -> None:
-        while True:
-            with suppress(Exception):  # the database may be away for a moment: the work itself says so
-                await asyncio.to_thread(_beat, run_id)
-            await asyncio.sleep(PULSE_S)
-
-    beating = asyncio.ensure_future(beat())
-    try:
-        yield
-    finally:
-        beating.cancel()
-        with suppress(asyncio.CancelledError):
-            await beating
-
-
-def _beat(run_id: uuid.UUID) -> None:
-    with open_store() as store, store.database.transaction() as session:
-        campaign_id = session.scalar(select(Run.campaign_id).where(Run.id == run_id))
-        if campaign_id is None:
-            runs.beat(session, run_id)
-            return
-        its = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
-        done = session.scalar(its.where(Asset.campaign_id == campaign_id)) or 0
-        waiting = select(func.count()).where(Asset.campaign_id == campaign_id, Asset.review == ReviewState.DRAFT)
-        runs.beat(session, run_id, done=done, total=done + (session.scalar(waiting) or 0))
-
-
-def _ended(run_id: uuid.UUID, problem: str) -> None:
-    with open_store() as store, store.database.transaction() as session:
-        runs.end(session, run_id, RunState.FAILED, problem=problem[:2000])
-
-
-def _state(run_id: uuid.UUID) -> dict[str, Any]:
-    with open_store() as store, store.database.transaction() as session:
-        run = runs.get(session, run_id)
-        return {"run": str(run.id), "state": run.state.value, "problem": run.problem, "result": run.result}

@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID
 
 INGEST = "ingest-library/onmodel"
-CAMPAIGN = "run-campaign/onmodel"
+CAMPAIGN = "make-campaign/onmodel"
+ACT = "act-on-schedule/onmodel"
 SHEET = "make-character-sheet/onmodel"
 RELEASE = "release-assets/onmodel"
 

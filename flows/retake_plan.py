@@ -18,7 +18,7 @@ from asset_store.reviewing.decide import GUEST, standing_decisions
 from asset_store.reviewing.policy import policy_of
 from asset_store.reviewing.retaking import Change
 from asset_store.tables import Asset, AssetVersion, CheckOutcome, Job, Verdict
-from flows.brief import Number, Part, Prompt, Seed, Whole, Window, check_window
+from flows.brief_fields import Number, Part, Prompt, Seed, Whole, Window, check_window
 from flows.recipe_keys import heard, job_key, requeued
 from ipadapter_engine.requests import MAX_SEED
 

@@ -52,12 +52,10 @@ class IngestSettings(BaseModel, frozen=True, extra="forbid"):
 
 
 class ScheduleSettings(BaseModel, frozen=True, extra="forbid"):
-    """What `python -m flows.deployments` serves on a calendar, as cron lines; empty: only on request."""
+    """The library that `python -m flows.deployments` ingests by a cron line; a brief says itself when it runs."""
 
     library: str | None = Field(None, description="the library that the schedule ingests")
     library_cron: str | None = None
-    brief: Path | None = Field(None, description="the brief that the schedule runs")
-    brief_cron: str | None = None
     time_zone: str = "UTC"
 
 
@@ -157,7 +155,7 @@ class Settings(BaseSettings):
     s3: S3Settings = S3Settings(endpoint_url=None)
     engine: EngineSettings = EngineSettings(base=None, adapter=None, encoder=None)
     ingest: IngestSettings = IngestSettings()
-    schedule: ScheduleSettings = ScheduleSettings(library=None, brief=None)
+    schedule: ScheduleSettings = ScheduleSettings(library=None)
     smtp: SmtpSettings = SmtpSettings(port=587)
     delivery: DeliverySettings = DeliverySettings(places={})
     quota: QuotaSettings = QuotaSettings(brand=5000, asker=1000)

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from asset_store.library.models import LineOfText, Slug
 from asset_store.reviewing import policy
-from flows.brief import Brief, Making, Number, Seed, Shot, Size, Whole, checked_stages
+from flows.brief import Brief, Making, Shot, checked_stages
+from flows.brief_fields import Number, Seed, Size, Whole
 
 MOST_CELLS, MOST_ATTEMPTS = 60, 5
 LONGEST_WORD = 80

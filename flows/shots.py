@@ -14,11 +14,10 @@ from sqlalchemy.orm import Session
 from asset_store.errors import NotFound
 from asset_store.tables import Character, Reference
 from flows import recipes
-from flows.brief import Brief, Making, NamedReference, Shot
+from flows.brief import DEFAULT_VARIANTS, Brief, Making, NamedReference, Shot
 from flows.choosing import CharacterReferences
 from flows.conditions import check_rights, find_named
 
-DEFAULT_VARIANTS = 1
 DEFAULT_CHOICE = 1
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -11,15 +14,33 @@ from sqlalchemy.orm import Session
 from asset_store.repositories import libraries, runs
 from asset_store.repositories.runs import Quota, Wanted
 from asset_store.tables import Run, RunKind
-from flows import dispatch
-from flows.repeating import Repeating
-from flows.settings import QuotaSettings, prefect_api
+from flows import dispatch, variables
+from flows.brief import Brief, parse_brief
+from flows.settings import QuotaSettings
 from flows.sheet_request import SheetRequest
 from flows.wiring import Store
 
 log = logging.getLogger("onmodel.starting")
-DEPLOYMENTS = {RunKind.SHEET: dispatch.SHEET}
+DEPLOYMENTS = {RunKind.SHEET: dispatch.SHEET, RunKind.CAMPAIGN: dispatch.CAMPAIGN}
 TERMINAL = "cli"
+
+
+@dataclass(frozen=True, slots=True)
+class BriefText:
+    """A brief as it was written. folder: where it lies, for the pictures that it names by a path; None for one that came by itself."""
+
+    text: str
+    file: str = "brief.yaml"
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OfSchedule:
+    """Which time of which schedule a run is of. waits: until those before it have ended."""
+
+    schedule_id: UUID
+    due_at: datetime
+    waits: bool = False
 
 
 def start_sheet(
@@ -31,8 +52,52 @@ def start_sheet(
     wanted = Wanted(
         RunKind.SHEET, brand, request.model_dump(mode="json"), len(request.cells), by, request.reason.strip(), trigger
     )
-    most = Quota() if trigger == TERMINAL else Quota(quota.brand, quota.asker)
-    return runs.begin(session, wanted, most, sent=sent)
+    return runs.begin(session, wanted, _most(quota, trigger), sent=sent)
+
+
+def start_campaign(
+    session: Session, brief: BriefText, quota: QuotaSettings, *, by: str, trigger: str, reason: str = "",
+    of: OfSchedule | None = None, sent: bool = False,
+) -> Run:  # fmt: skip
+    """Write a campaign down to be made; sent: the caller carries it itself. BriefInvalid; NotFound; QuotaSpent."""
+    request = request_of_campaign(brief, None if of is None else of.due_at)
+    campaign = campaign_of(request)
+    brand = libraries.get_brand(session, campaign.brand)
+    for name in sorted({shot.character for shot in campaign.shots}):
+        libraries.get_character(session, brand, name)
+    wanted = Wanted(
+        RunKind.CAMPAIGN, brand, request, campaign.pictures, by, reason.strip(), trigger,
+        schedule_id=None if of is None else of.schedule_id, due_at=None if of is None else of.due_at,
+        waits=of is not None and of.waits,
+    )  # fmt: skip
+    return runs.begin(session, wanted, _most(quota, trigger), sent=sent)
+
+
+def request_of_campaign(brief: BriefText, due_at: datetime | None = None) -> dict[str, Any]:
+    """What a run keeps of what it is asked for; due_at: the time of the brief's schedule that it is of. BriefInvalid."""
+    written = parse_brief(brief.text, file=brief.file)
+    at = due_at or datetime.now(UTC)
+    asked: dict[str, Any] = {"brief": brief.text, "file": brief.file, "folder": brief.folder, "at": at.isoformat()}
+    if due_at is not None and written.schedule is not None:
+        asked["campaign"] = f"{written.campaign}-{written.schedule.name_of(at)}"
+    return asked
+
+
+def asked_of(request: dict[str, Any]) -> Brief:
+    """The brief of a run as it was written."""
+    return parse_brief(request["brief"], file=request["file"])
+
+
+def campaign_of(request: dict[str, Any]) -> Brief:
+    """The campaign that a run makes: its brief with all words filled in."""
+    asked = asked_of(request)
+    at = datetime.fromisoformat(request["at"])
+    local = at if asked.schedule is None else at.astimezone(asked.schedule.zone)
+    return variables.filled(asked, local, as_campaign=request.get("campaign"))
+
+
+def _most(quota: QuotaSettings, trigger: str) -> Quota:
+    return Quota() if trigger == TERMINAL else Quota(quota.brand, quota.asker)
 
 
 Send = Callable[[str, UUID, int], object]
@@ -59,14 +124,3 @@ def start_one(store: Store, send: Send = send) -> bool:
             runs.unsend(session, run_id, before)
         return False
     return True
-
-
-class Starter(Repeating):
-    """Starts what was asked for until it is stopped. Several may run: each run is started by one."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__("starter")
-        self.store = store
-
-    def step(self) -> bool:
-        return prefect_api() is not None and start_one(self.store)

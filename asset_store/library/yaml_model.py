@@ -34,14 +34,23 @@ def parse_yaml(
             found = model.model_validate(document.data)
         except ValidationError as error:
             known = {problem.field for problem in document.problems}
-            for detail in error.errors(include_url=False):
-                if dotted(detail["loc"]) not in known:  # what could not be read was told already
+            details = error.errors(include_url=False)
+            for detail in details:
+                # What could not be read was told already; a list whose entries are wrong is not short of entries, too.
+                if dotted(detail["loc"]) not in known and not (
+                    detail["type"] == "too_short" and _has_more(detail, details)
+                ):
                     document.add(detail["loc"], _sentence(detail))
         if cross_check is not None:
             cross_check(document)
     if document.problems or found is None:
         raise invalid(_ordered(document.problems))
     return found
+
+
+def _has_more(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    place = detail["loc"]
+    return any(len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in details)
 
 
 def _sentence(detail: ErrorDetails) -> str:

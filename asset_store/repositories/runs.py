@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from asset_store import audit
 from asset_store.errors import NotFound, QuotaSpent, RunOver
@@ -27,7 +27,10 @@ BY_BRAND, BY_ASKER = 0x6F6D0003, 0x6F6D0004  # advisory locks under which quotas
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a run is to make. by: who asks, `key:NAME of OWNER` for a program; trigger: the door it came through."""
+    """What a run is to make. by: who asks, `key:NAME of OWNER` for a program; trigger: the door it came through.
+
+    due_at: the time of the schedule that it is of; waits: until the schedule's runs before it have ended.
+    """
 
     kind: RunKind
     brand: Brand
@@ -36,6 +39,9 @@ class Wanted:
     by: str
     reason: str
     trigger: str
+    schedule_id: uuid.UUID | None = None
+    due_at: datetime | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,8 @@ def begin(session: Session, wanted: Wanted, quota: Quota, *, sent: bool = False)
     _spend(session, wanted, quota)
     run = Run(
         kind=wanted.kind, brand_id=wanted.brand.id, request=wanted.request, pictures=wanted.pictures, requested_by=wanted.by,
-        reason=wanted.reason, trigger=wanted.trigger, total=wanted.pictures,
+        reason=wanted.reason, trigger=wanted.trigger, total=wanted.pictures, schedule_id=wanted.schedule_id, due_at=wanted.due_at,
+        waits=wanted.waits,
     )  # fmt: skip
     if sent:
         run.sent, run.sent_at = 1, session.scalars(select(func.now())).one()
@@ -76,9 +83,16 @@ def get(session: Session, run_id: uuid.UUID) -> Run:
     return run
 
 
-def page(session: Session, within: Sequence[uuid.UUID] | None, after: str | None = None, limit: int = 50) -> RunPage:
-    """The newest runs of these brands, None for all."""
+def page(
+    session: Session, within: Sequence[uuid.UUID] | None, after: str | None = None, limit: int = 50, *,
+    kind: RunKind | None = None, only_open: bool = False,
+) -> RunPage:  # fmt: skip
+    """The newest runs of these brands, None for all; of one kind, or those alone that have not ended."""
     question = newest(select(Run), Run.made_at, Run.id, after, limit, "runs")
+    if kind is not None:
+        question = question.where(Run.kind == kind)
+    if only_open:
+        question = question.where(Run.state.in_(OPEN))
     if within is not None:
         question = question.where(Run.brand_id.in_(within))
     found = session.scalars(question).all()
@@ -97,9 +111,13 @@ def take(session: Session) -> tuple[Run, int] | None:
     begun was lost, or nothing began within an hour. After MOST_SENT times it is given up.
     """
     lost = func.coalesce(Run.beat_at, Run.sent_at) < func.now() - LOST_AFTER
+    before_it = aliased(Run)
+    held = exists().where(
+        before_it.schedule_id == Run.schedule_id, before_it.due_at < Run.due_at, before_it.state.in_(OPEN), Run.waits
+    )
     run = session.scalar(
         select(Run)
-        .where(Run.state.in_(OPEN), or_(Run.sent_at.is_(None), lost))
+        .where(Run.state.in_(OPEN), or_(Run.sent_at.is_(None), lost), ~held)
         .order_by(Run.made_at)
         .limit(1)
         .with_for_update(of=Run, skip_locked=True)

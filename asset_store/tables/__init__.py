@@ -47,7 +47,7 @@ from asset_store.tables.people import (
 )
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
 from asset_store.tables.telling import Format, Subscription
-from asset_store.tables.work import Campaign, Job, JobState, Run, RunKind, RunState
+from asset_store.tables.work import Campaign, CampaignSchedule, Job, JobState, Run, RunKind, RunState
 
 APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY + reviewing.APPEND_ONLY
 
@@ -63,6 +63,7 @@ __all__ = [
     "Brand",
     "BrowserSession",
     "Campaign",
+    "CampaignSchedule",
     "Character",
     "Check",
     "CheckOutcome",

@@ -25,6 +25,7 @@ class JobState(enum.StrEnum):
 
 class RunKind(enum.StrEnum):
     SHEET = "character sheet"
+    CAMPAIGN = "campaign"
 
 
 class RunState(enum.StrEnum):
@@ -33,12 +34,48 @@ class RunState(enum.StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    SKIPPED = "skipped"  # of a schedule: it was time, but a rule of the schedule said not to
+
+
+class CampaignSchedule(Base):
+    """A brief that runs by itself. The rows say what is scheduled; what Prefect has of them is made from them and can be made again.
+
+    `looked_until`: times up to then were acted on; `next_at`: the first after it. `row_version` changes with what Prefect shows of it.
+    """
+
+    __tablename__ = "schedules"
+    __table_args__ = (
+        Index("uq_schedules_brand_id_name", "brand_id", "name", unique=True, postgresql_where=text("ended_at IS NULL")),
+        Index("ix_schedules_next_at", "next_at", postgresql_where=text("ended_at IS NULL AND paused_at IS NULL")),
+    )
+    id: Mapped[Id]
+    name: Mapped[str]
+    brand_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("brands.id"))
+    brief: Mapped[str]  # as it was written
+    brief_name: Mapped[str]
+    folder: Mapped[str | None]  # where the brief lies, for the pictures that it names by a path
+    rhythm: Mapped[dict[str, Any]]  # the brief's `schedule`
+    budget: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    requested_by: Mapped[str]
+    person_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("people.id")
+    )  # whose right to ask for it is looked at
+    reason: Mapped[str]
+    made_at: Mapped[Made]
+    looked_until: Mapped[datetime]
+    next_at: Mapped[datetime | None]
+    paused_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    row_version: Mapped[int] = mapped_column(default=1)
+    brand: Mapped[Brand] = relationship(lazy="joined")
+
+    __mapper_args__ = {"version_id_col": row_version}
 
 
 class Run(Base):
     """Work that somebody asked for: by whom, why, what set it off, how far it is and what came of it.
 
-    `sent_at`: when a flow was last started for it; `beat_at`: when that last said that it is alive.
+    `sent_at`: when a flow was last started for it; `beat_at`: when that last said that it is alive. `made_pictures`, `gpu_s`: what it used.
     """
 
     __tablename__ = "runs"
@@ -46,6 +83,7 @@ class Run(Base):
         Index("ix_runs_brand_id_keyset", "brand_id", "made_at", "id"),
         Index("ix_runs_requested_by_made_at", "requested_by", "made_at"),
         Index("ix_runs_open", "made_at", postgresql_where=text("state IN ('queued', 'running')")),
+        UniqueConstraint("schedule_id", "due_at"),  # each time of a schedule is acted on once
     )
     id: Mapped[Id]
     kind: Mapped[RunKind] = mapped_column(text_enum(RunKind))
@@ -54,7 +92,7 @@ class Run(Base):
     pictures: Mapped[int]  # that it asks for; what is tried again is not counted
     requested_by: Mapped[str]
     reason: Mapped[str]
-    trigger: Mapped[str]  # cli, api, page, schedule, agent
+    trigger: Mapped[str]  # cli, api, page, schedule, agent, prefect
     state: Mapped[RunState] = mapped_column(text_enum(RunState), default=RunState.QUEUED)
     campaign_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("campaigns.id"), index=True)
     phase: Mapped[str] = mapped_column(default="waiting")
@@ -68,6 +106,11 @@ class Run(Base):
     beat_at: Mapped[datetime | None]
     made_at: Mapped[Made]
     finished_at: Mapped[datetime | None]
+    schedule_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("schedules.id"))
+    due_at: Mapped[datetime | None]  # the time of the schedule that it is of
+    waits: Mapped[bool] = mapped_column(default=False, server_default="false")  # until those before it have ended
+    made_pictures: Mapped[int] = mapped_column(default=0, server_default="0")
+    gpu_s: Mapped[float] = mapped_column(default=0.0, server_default="0")
     brand: Mapped[Brand] = relationship(lazy="joined")
 
 

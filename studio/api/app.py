@@ -26,6 +26,7 @@ from studio.api import (
     retakes,
     rights,
     runs,
+    schedules,
     shares,
     subscriptions,
 )
@@ -93,6 +94,7 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
         subscriptions,
         campaigns,
         runs,
+        schedules,
     ):
         app.include_router(part.router, prefix="/v1", responses=refusals)  # type: ignore[arg-type]
     pages.install(app)

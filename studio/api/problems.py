@@ -75,7 +75,10 @@ def problem(status: int, title: str, *, next_step: str = "", kind: str = "", **m
 
 
 def problem_of(error: OnmodelError) -> dict[str, Any]:
-    return problem(status_of(error), error.message, next_step=error.next_step, kind=type(error).__name__)
+    told = problem(status_of(error), error.message, next_step=error.next_step, kind=type(error).__name__)
+    if isinstance(error, errors.FileInvalid):
+        told["problems"] = [{"where": p.field, "line": p.line, "says": p.message} for p in error.problems]
+    return told
 
 
 def answer(body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:

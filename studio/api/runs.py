@@ -64,13 +64,28 @@ class SheetOut(Answer):
     files: dict[str, str]
 
 
+class ReportOut(Answer):
+    """What came of a campaign's run; `review`: how many of its assets are in each state."""
+
+    campaign: str
+    campaign_id: str
+    pictures: int
+    made: int
+    reused: int
+    review: dict[str, int]
+    problems: list[str]
+
+
 class RunOut(Answer):
-    """`done` of `total` pictures are made; `events` is where its progress is told as it comes."""
+    """`done` of `total` pictures are made; `events` is where its progress is told as it comes.
+
+    made_pictures, gpu_s: what it used; due_at: the time of the schedule that it is of.
+    """
 
     id: uuid.UUID
     kind: str
     brand: str
-    state: str = Field(description="queued, running, succeeded, failed or cancelled")
+    state: str = Field(description="queued, running, succeeded, failed, cancelled or skipped")
     phase: str
     done: int
     total: int
@@ -82,8 +97,13 @@ class RunOut(Answer):
     campaign_id: uuid.UUID | None
     made_at: datetime
     finished_at: datetime | None
+    schedule_id: uuid.UUID | None
+    due_at: datetime | None
+    made_pictures: int
+    gpu_s: float
     events: str
     sheet: SheetOut | None = None
+    report: ReportOut | None = None
 
     @classmethod
     def of(cls, run: Run) -> RunOut:
@@ -91,7 +111,8 @@ class RunOut(Answer):
             id=run.id, kind=run.kind.value, brand=run.brand.name, state=run.state.value, phase=run.phase, done=run.done,
             total=run.total, pictures=run.pictures, requested_by=run.requested_by, reason=run.reason, trigger=run.trigger,
             problem=run.problem, campaign_id=run.campaign_id, made_at=run.made_at, finished_at=run.finished_at,
-            events=f"/v1/runs/{run.id}/events", sheet=_sheet(run),
+            schedule_id=run.schedule_id, due_at=run.due_at, made_pictures=run.made_pictures, gpu_s=round(run.gpu_s, 3),
+            events=f"/v1/runs/{run.id}/events", sheet=_sheet(run), report=_report(run),
         )  # fmt: skip
 
 
@@ -107,6 +128,10 @@ def _sheet(run: Run) -> SheetOut | None:
     return SheetOut.model_validate({**run.result, "files": files})
 
 
+def _report(run: Run) -> ReportOut | None:
+    return ReportOut.model_validate(run.result) if run.kind is RunKind.CAMPAIGN and run.result is not None else None
+
+
 @router.post("/character-sheets", status_code=202)
 def make_sheet(
     body: SheetRequest, who: Who, store: StoreDep, response: Response, idempotency_key: Idempotency = None
@@ -114,23 +139,25 @@ def make_sheet(
     """Ask for a model sheet of a character: follow the run, and find the sheet in it. 429 where the day's pictures are spent."""
 
     def act(session: Session) -> RunOut:
-        brand = _brand(session, body.brand, who)
-        who.require(Action.PRODUCE, brand.id)
-        return RunOut.of(
-            start_sheet(session, body, store.settings.quota, by=who.actor, trigger="page" if who.is_person else "api")
-        )
+        producing(session, body.brand, who)
+        return RunOut.of(start_sheet(session, body, store.settings.quota, by=who.actor, trigger=trigger_of(who)))
 
     told = answered(store, who, idempotency_key, {"sheet": body.model_dump(mode="json")}, act, RunOut, response)
     response.headers["Location"] = f"/v1/runs/{told.id}"
     return told
 
 
-def _brand(session: Session, name: str, who: Principal) -> Brand:
-    """NotFound, in the same words, also for one that they may not see."""
+def producing(session: Session, name: str, who: Principal) -> Brand:
+    """A brand that they may ask for pictures of. NotFound, in the same words, also for one that they may not see; Forbidden."""
     brand = session.scalar(select(Brand).where(Brand.name == name))
-    need(who, Action.VIEW, None if brand is None else brand.id, "brand", name)
+    need(who, Action.PRODUCE, None if brand is None else brand.id, "brand", name)
     assert brand is not None
     return brand
+
+
+def trigger_of(who: Principal) -> str:
+    """The door that they come through, as the lineage names it."""
+    return "page" if who.is_person else "api"
 
 
 @router.get("/runs")

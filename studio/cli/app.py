@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Keeps a brand's pictures on model: references in, approved pictures with full lineage out.",
 )
-campaign_app = typer.Typer(no_args_is_help=True, help="Run campaigns from briefs.")
-app.add_typer(campaign_app, name="campaign")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Workers = Annotated[int, typer.Option(min=0, max=16, help="Workers in this process; 0: `onmodel worker` elsewhere.")]
@@ -83,86 +80,6 @@ def _show_ingest(report: dict[str, Any]) -> None:
         names = ", ".join(plain(k) for k in report["unlisted"][:5])
         more = f" and {len(report['unlisted']) - 5} more" if len(report["unlisted"]) > 5 else ""
         out.print(f"[dim]Not named in library.yaml, left alone: {names}{more}.[/]")
-
-
-@campaign_app.command("run")
-def campaign_run(
-    brief: Annotated[Path, typer.Argument(help="The campaign's brief, a YAML file.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; make nothing.")] = False,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Where to write the contact sheet PNG.")] = None,
-    workers: Workers = 1,
-    by: By = None,
-    json: Json = False,
-) -> None:
-    """Make the pictures of a brief and put them into review. Stopped and started again it makes only what is missing."""
-    with speaking():
-        from flows.brief import read_brief
-        from flows.campaign import run_campaign
-        from flows.planning import plan_campaign
-        from flows.wiring import open_store, os_user
-
-        parsed = read_brief(brief)
-        if dry_run:
-            with open_store() as store:
-                plan = plan_campaign(store, parsed, folder=brief.resolve().parent).as_json()
-            emit(plan) if json else _show_plan(plan)
-            return
-        with open_store(), bars(quiet=json):
-            report = asyncio.run(
-                run_campaign(
-                    brief.read_text(encoding="utf-8-sig"), brief.name, by or os_user(), "cli", workers,
-                    str(sheet.resolve()) if sheet else None, str(brief.resolve().parent),
-                )
-            )  # fmt: skip
-        emit(report) if json else _show_run(report)
-        troubled = report["problems"] or report["review"].get("check failed")
-        raise typer.Exit(Exit.PROBLEMS if troubled else Exit.DONE)
-
-
-def _show_plan(plan: dict[str, Any]) -> None:
-    rows = table(f"{plain(plan['campaign'])} for {plain(plan['brand'])}", "Shot", "Character", "Pictures", "Made with")
-    for shot in plan["shots"]:
-        best = f" (best of {shot['best_of']})" if shot["best_of"] > 1 else ""
-        rows.add_row(
-            plain(shot["shot"]), plain(shot["character"]), f"{shot['variants']}{best}", plain("\n".join(_made_with(shot)))
-        )  # fmt: skip
-    out.print(rows)
-    out.print(
-        f"{plan['pictures']} pictures, {plan['made_already']} made already, [bold]{plan['to_make']} to make[/]; approved by: {plain(', '.join(plan['stages']))}"
-    )
-    if plan["to_draw"] != plan["to_make"]:
-        out.print(f"The engine makes {plan['to_draw']} pictures for them, as best_of keeps one of several.")
-    if plan["engine_seconds"] is None:
-        out.print("[dim]Cost: no picture of this kind was made here yet, so its time is not known.[/]")
-    else:
-        out.print(
-            f"Cost: about {plan['engine_seconds']:.1f} s of the engine ({plan['engine_seconds_a_picture']:.2f} s a picture, measured here)"
-        )
-
-
-def _made_with(shot: dict[str, Any]) -> list[str]:
-    """A line each for references, how they were chosen, those left out, and what else conditions the shot."""
-    lines = list(shot["references"]) or ["no references"]
-    lines += [f"left out: {told}" for told in shot["left_out"]]
-    lines += [f"control {told}" for told in shot["controls"]]
-    lines += [f"style {key}" for key in shot["style_references"]]
-    if shot["character_model"] is not None:
-        lines.append(f"character model {shot['character_model']}")
-    if shot["preset"] is not None:
-        lines.append(f"preset version {shot['preset']}")
-    return lines
-
-
-def _show_run(report: dict[str, Any]) -> None:
-    states = ", ".join(f"{n} {plain(s)}" for s, n in sorted(report["review"].items()))
-    out.print(
-        f"[bold]{plain(report['campaign'])}[/]: {report['pictures']} pictures, {report['made']} made now, {report['reused']} made before; {states}"
-    )
-    for problem in report["problems"]:
-        out.print(f"[red]problem[/] {plain(problem)}")
-    if report["contact_sheet"]:
-        out.print(f"Contact sheet: {plain(report['contact_sheet'])}")
-    out.print("[dim]Next: onmodel review list[/]")
 
 
 @app.command()
@@ -237,6 +154,7 @@ def load_commands() -> None:
     """Have every module register its commands."""
     from studio.cli import (  # noqa: F401  (they register their commands)
         asking,
+        campaigns,
         discussing,
         evaluating,
         people,

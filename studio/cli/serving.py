@@ -30,7 +30,7 @@ def up(
         import uvicorn
 
         from flows.settings import load_settings, prefect_api
-        from flows.starting import Starter
+        from flows.starter import Starter
         from flows.telling import Teller
         from flows.wiring import open_store, os_user
         from studio.api.app import create_app

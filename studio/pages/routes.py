@@ -1,4 +1,4 @@
-"""Pages: my queue, the grid, campaigns, the library; signing in, the room, settings and shared pages have files of their own."""
+"""Pages: my queue, the grid, the library; the others have files of their own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from asset_store.reviewing.queue import queue_of
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables import Brand, CheckOutcome, ReferenceState
 from studio.api.callers import StoreDep
-from studio.api.campaigns import get_campaigns
 from studio.api.references import ReferenceOut
-from studio.pages import lists, room, settings, shared, sheets, signing_in
+from studio.pages import campaigns, lists, room, settings, shared, sheets, signing_in
 from studio.pages.rendering import HERE, STATIC, StaticFilesForEver, page
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -31,7 +30,15 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def install(app: FastAPI) -> None:
     """Serve the pages and their files beside the API."""
     app.mount(STATIC, StaticFilesForEver(directory=HERE / "static"), name="static")
-    for part in (router, room.router, settings.router, shared.router, sheets.router, signing_in.router):
+    for part in (
+        router,
+        campaigns.router,
+        room.router,
+        settings.router,
+        shared.router,
+        sheets.router,
+        signing_in.router,
+    ):
         app.include_router(part)
     app.state.problem_page = lambda request, problem: page(request, "problem.html", None, problem=problem)
     app.add_exception_handler(lists.ToSignIn, _to_sign_in)
@@ -96,14 +103,6 @@ def grid_counts(request: Request, store: StoreDep) -> Response:
         filters, _ = lists.read_filters(request.query_params, who)
         counted = grid.counts(session, filters)
     return page(request, "counts.html", who, counts=counted, most=grid.COUNTED)
-
-
-@router.get("/campaigns")
-def campaigns_page(request: Request, store: StoreDep) -> Response:
-    """The newest campaigns, and where their assets stand."""
-    who = lists.visitor(request, store)
-    told = get_campaigns(who, store, limit=100)
-    return page(request, "campaigns.html", who, campaigns=told.campaigns, states=[s.value for s in ReviewState])
 
 
 @router.get("/library")

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from asset_store.people.permissions import Action
 from asset_store.repositories import runs
-from asset_store.tables import Brand, Character, Run
+from asset_store.tables import Brand, Character, Run, RunKind
 from flows.sheet_request import MOST_ATTEMPTS, MOST_CELLS, SECTIONS, SheetRequest
 from studio.api.callers import StoreDep, need
 from studio.api.runs import RunOut
@@ -28,7 +28,7 @@ def sheets_page(request: Request, store: StoreDep, after: str | None = None) -> 
     who = lists.visitor(request, store)
     within, producing = who.brands(Action.VIEW), who.brands(Action.PRODUCE)
     with store.database.reading() as session:
-        found = runs.page(session, None if within is None else list(within), after, SHOWN)
+        found = runs.page(session, None if within is None else list(within), after, SHOWN, kind=RunKind.SHEET)
         offered = select(Brand.name, Character.name).join(Character, Character.brand_id == Brand.id)
         if producing is not None:
             offered = offered.where(Brand.id.in_(producing))
@@ -42,13 +42,14 @@ def sheets_page(request: Request, store: StoreDep, after: str | None = None) -> 
 
 @router.get("/runs/{run_id}")
 def run_page(run_id: uuid.UUID, request: Request, store: StoreDep) -> Response:
-    """How far it is, told as it comes; then the sheet with its cells, each a way into its room."""
+    """How far it is, told as it comes; then what came of it: the sheet with its cells, or the campaign."""
     who = lists.visitor(request, store)
     with store.database.reading() as session:
         run = session.get(Run, run_id)
         need(who, Action.VIEW, None if run is None else run.brand_id, "run", run_id)
         assert run is not None
-        return page(
-            request, "run.html", who, run=RunOut.of(run), asked=SheetRequest.model_validate(run.request),
-            may_cancel=who.may(Action.PRODUCE, run.brand_id),
-        )  # fmt: skip
+        told, may_cancel = RunOut.of(run), who.may(Action.PRODUCE, run.brand_id)
+        if run.kind is RunKind.CAMPAIGN:
+            return page(request, "campaign_run.html", who, run=told, brief=run.request["brief"], may_cancel=may_cancel)
+        asked = SheetRequest.model_validate(run.request)
+        return page(request, "run.html", who, run=told, asked=asked, may_cancel=may_cancel)

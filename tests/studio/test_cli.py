@@ -15,7 +15,8 @@ from tests.studio_home import ROOT, SMALL_BRIEF, Home
 
 load_commands()
 COMMANDS = (
-    "ingest", "campaign run", "sheet", "runs list", "runs cancel", "worker", "review list", "review show", "review approve", "review reject",
+    "ingest", "campaign run", "campaign schedule", "campaign pause", "campaign resume", "campaign unschedule", "campaign list",
+    "sheet", "runs list", "runs cancel", "worker", "review list", "review show", "review approve", "review reject",
     "review request-changes", "review waive", "review reopen", "review comment", "review assign", "review retake",
     "suspend", "reinstate", "withdraw", "release", "lineage", "audit verify", "recall",
     "references", "calibrate", "tune", "evaluate", "train adapter", "train character", "train list", "gc", "doctor",

@@ -135,10 +135,17 @@ class Room {
     switchKeys(room);
   }
 
-  #fetchAhead() {
-    for (const address of JSON.parse(this.room.dataset.ahead)) fetched(address);
-    if (this.room.dataset.previous) fetched(this.room.dataset.previous);
-    for (const address of JSON.parse(this.room.dataset.soon)) new Image().src = address;
+  /** The next rooms with their pictures, one after another and behind the decision that is being written down: the server has one thing to
+   * do at a time, and the room that is wanted first is there first. */
+  async #fetchAhead() {
+    await answered;
+    const soon = JSON.parse(this.room.dataset.soon);
+    for (const [place, address] of JSON.parse(this.room.dataset.ahead).entries()) {
+      if (this.leaving.signal.aborted) return;
+      if (soon[place]) new Image().src = soon[place];
+      await fetched(address).page;
+    }
+    if (this.room.dataset.previous && !this.leaving.signal.aborted) fetched(this.room.dataset.previous);
   }
 
   // ---------------------------------------------------------------- deciding

@@ -1,7 +1,7 @@
-// Character sheets: asking for one, following it as it is made, cancelling it.
+// Character sheets: asking for one.
 import { ask, say, told } from "./page.js";
 
-const form = document.querySelector("[data-sheet-form]"), run = document.querySelector("[data-run]");
+const form = document.querySelector("[data-sheet-form]");
 
 /** What the form asks for; rows are words by commas, and what is empty is not said. */
 function wanted() {
@@ -23,25 +23,4 @@ form?.addEventListener("submit", async (event) => {
   const answer = await ask("POST", "/v1/character-sheets", wanted(), { "Idempotency-Key": (key ??= crypto.randomUUID()) });
   if (answer.ok) location.assign(`/runs/${answer.body.id}`);
   else say(told(answer.body));
-});
-
-if (run && "going" in run.dataset) {
-  const events = new EventSource(run.dataset.events);
-  const show = (event) => {
-    const now = JSON.parse(event.data);
-    run.querySelector("[data-phase]").textContent = now.phase;
-    run.querySelector("[data-done]").textContent = now.done;
-    run.querySelector("[data-total]").textContent = now.total;
-    Object.assign(run.querySelector("progress"), { max: now.total || 1, value: now.done });
-  };
-  events.addEventListener("progress", show);
-  events.addEventListener("end", (event) => {
-    events.close();
-    show(event);
-    location.reload();
-  });
-}
-run?.querySelector("[data-cancel]")?.addEventListener("click", async () => {
-  const answer = await ask("POST", `/v1/runs/${run.dataset.run}/cancellation`);
-  if (!answer.ok) say(told(answer.body));
 });

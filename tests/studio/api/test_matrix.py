@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +17,8 @@ from asset_store.repositories import runs
 from asset_store.repositories.runs import Quota, Wanted
 from asset_store.reviewing import comments
 from asset_store.tables import Asset, Role, RunKind, RunState
+from flows.scheduling import schedule_campaign
+from flows.starting import BriefText
 from tests.stories import a_brand, a_campaign, a_character, a_reference, a_released_asset, an_asset_in_review
 from tests.studio.api.conftest import Door
 
@@ -35,6 +37,7 @@ class Call:
     of_brand: bool = True
 
 
+BRIEF = "campaign: one\nbrand: bobo\nshots:\n  - {name: a, character: Bobo, prompt: a mascot}\n"
 CALLS: dict[tuple[str, str], Call] = {
     ("GET", "/v1/assets"): Call(SIGNED_IN),
     ("GET", "/v1/assets/{asset_id}"): Call(Action.VIEW),
@@ -74,6 +77,15 @@ CALLS: dict[tuple[str, str], Call] = {
     ("POST", "/v1/shares"): Call(Action.SHARE, {"assets": ["{asset_id}"], "title": "for the agency"}),
     ("DELETE", "/v1/shares/{share_id}"): Call(Action.SHARE),
     ("GET", "/v1/campaigns"): Call(SIGNED_IN),
+    ("POST", "/v1/campaigns"): Call(Action.PRODUCE, {"brief": BRIEF}),
+    ("GET", "/v1/campaigns/{campaign_id}"): Call(Action.VIEW),
+    ("GET", "/v1/schedules"): Call(SIGNED_IN),
+    ("POST", "/v1/schedules"): Call(Action.PRODUCE, {"brief": BRIEF + "schedule: {cron: 0 9 * * mon}\n"}),
+    ("GET", "/v1/schedules/{schedule_id}"): Call(Action.VIEW),
+    ("GET", "/v1/schedules/{schedule_id}/calendar"): Call(Action.VIEW, query="?month=2026-12"),
+    ("POST", "/v1/schedules/{schedule_id}/pause"): Call(Action.PRODUCE),
+    ("POST", "/v1/schedules/{schedule_id}/resumption"): Call(Action.PRODUCE),
+    ("DELETE", "/v1/schedules/{schedule_id}"): Call(Action.PRODUCE),
     ("POST", "/v1/character-sheets"): Call(Action.PRODUCE, {"brand": "bobo", "character": "Bobo"}),
     ("GET", "/v1/character-sheets/{run_id}/sheet.{kind}"): Call(Action.VIEW),
     ("GET", "/v1/runs"): Call(SIGNED_IN),
@@ -132,7 +144,10 @@ def places(door: Door) -> dict[str, str]:
             "files": {"png": ZERO},
         }
         runs.end(session, run.id, RunState.SUCCEEDED, result=sheet)
+        weekly = BriefText(BRIEF.replace("one", "weekly") + "schedule: {cron: 0 9 * * mon}\n")
+        schedule = schedule_campaign(session, weekly, datetime.now(UTC), by="ada")
         return {
+            "schedule_id": str(schedule.id), "campaign_id": str(asset.campaign_id),
             "run_id": str(run.id), "kind": "png", "asset_id": str(asset.id), "sha256": asset.current.sha256, "comment_id": str(said.id),
             "proposal_id": str(asked.id), "reference_id": str(reference.id), "handle": "target", "name": "none", "share_id": str(link.id),
         }  # fmt: skip

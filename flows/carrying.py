@@ -1,0 +1,110 @@
+"""What every flow that carries a run does: it says that it is alive and what it used, and how it ended. Loads no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from sqlalchemy import Float, Integer, cast, func, select
+from sqlalchemy.orm import Session
+
+from asset_store.errors import OnmodelError
+from asset_store.repositories import runs
+from asset_store.repositories.schedules import Spent
+from asset_store.reviewing.states import ReviewState
+from asset_store.tables import Asset, AssetVersion, Job, Run, RunState
+from flows.wiring import open_store
+from ipadapter_engine.errors import EngineError
+
+PULSE_S = 1.0
+Look = Callable[[Session, Run], None]
+
+
+@asynccontextmanager
+async def carried(run_id: uuid.UUID, look: Look | None = None) -> AsyncIterator[None]:
+    """Within, the run says every second that it is carried, how many pictures are made and what that took; an error ends it as failed.
+
+    look: is shown the run each time, in the transaction of the sign of life, and may end it.
+    """
+    try:
+        async with _pulse(run_id, look):
+            yield
+    except (OnmodelError, EngineError) as error:
+        await asyncio.to_thread(_failed, run_id, f"{error.message}. {error.next_step}")
+        raise
+    except Exception as error:
+        await asyncio.to_thread(_failed, run_id, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        with suppress(Exception):  # what was made since the last sign of life
+            await asyncio.to_thread(_count, run_id)
+
+
+@asynccontextmanager
+async def _pulse(run_id: uuid.UUID, look: Look | None) -> AsyncIterator[None]:
+    async def beat() -> None:
+        while True:
+            with suppress(Exception):  # the database may be away for a moment: the work itself says so
+                await asyncio.to_thread(_beat, run_id, look)
+            await asyncio.sleep(PULSE_S)
+
+    beating = asyncio.ensure_future(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with suppress(asyncio.CancelledError):
+            await beating
+
+
+def used(session: Session, run: Run) -> Spent:
+    """What a run's pictures took: those made since it began, also where another campaign asked for them, too."""
+    candidates = func.coalesce(cast(Job.recipe["best_of"]["candidates"].astext, Integer), 1)
+    took = cast(Job.picture["run"]["engine_s"].astext, Float) * candidates
+    its = select(AssetVersion.job_key).join(Asset, Asset.id == AssetVersion.asset_id)
+    made = select(func.count(), func.coalesce(func.sum(took), 0.0)).where(
+        Job.key.in_(its.where(Asset.campaign_id == run.campaign_id)), Job.finished_at >= run.made_at
+    )
+    row = session.execute(made).one()
+    return Spent(int(row[0]), round(float(row[1]), 4))
+
+
+def _beat(run_id: uuid.UUID, look: Look | None) -> None:
+    with open_store() as store, store.database.transaction() as session:
+        run = runs.get(session, run_id)
+        facts = {} if run.campaign_id is None else _progress(session, run)
+        if runs.beat(session, run_id, **facts) and look is not None and run.campaign_id is not None:
+            session.refresh(run)
+            look(session, run)
+
+
+def _progress(session: Session, run: Run) -> dict[str, Any]:
+    its = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
+    done = session.scalar(its.where(Asset.campaign_id == run.campaign_id)) or 0
+    waiting = select(func.count()).where(Asset.campaign_id == run.campaign_id, Asset.review == ReviewState.DRAFT)
+    spent = used(session, run)
+    total = done + (session.scalar(waiting) or 0)
+    return {"done": done, "total": total, "made_pictures": spent.pictures, "gpu_s": spent.gpu_s}
+
+
+def _count(run_id: uuid.UUID) -> None:
+    with open_store() as store, store.database.transaction() as session:
+        run = session.get(Run, run_id, with_for_update={"of": Run})
+        if run is not None and run.campaign_id is not None:
+            spent = used(session, run)
+            run.made_pictures, run.gpu_s = spent.pictures, spent.gpu_s
+
+
+def _failed(run_id: uuid.UUID, problem: str) -> None:
+    with open_store() as store, store.database.transaction() as session:
+        runs.end(session, run_id, RunState.FAILED, problem=problem[:2000])
+
+
+def state_of(run_id: uuid.UUID) -> dict[str, Any]:
+    """A run as its flow returns it."""
+    with open_store() as store, store.database.transaction() as session:
+        run = runs.get(session, run_id)
+        return {"run": str(run.id), "state": run.state.value, "problem": run.problem, "result": run.result}
