@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,9 @@ from flows.recipe_keys import BY_MODEL, heard
 from flows.recipes import BY_CONTROL, STYLE, WITH_CONDITIONS, models_of, reference_entry
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
-from ipadapter_engine.pipeline import Engine
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 
 @dataclass(frozen=True)

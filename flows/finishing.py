@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sqlalchemy import ColumnElement, exists, not_, select
@@ -49,7 +49,9 @@ from flows.conditions import reference_ids
 from flows.looking import Finished, look_at
 from flows.recording import record_of, told_of
 from flows.wiring import Store
-from ipadapter_engine.pipeline import Engine
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 
 @dataclass(frozen=True)

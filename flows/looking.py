@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -10,8 +11,10 @@ from PIL import Image
 from asset_store.checks import perceptual_hash
 from asset_store.pictures import pixel_sha256, to_png
 from flows.wiring import Store
-from ipadapter_engine.encoder import ImageEncoder
-from ipadapter_engine.pipeline import Engine
+
+if TYPE_CHECKING:
+    from ipadapter_engine.encoder import ImageEncoder
+    from ipadapter_engine.pipeline import Engine
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Text, any_, cast, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, JSONPATH, insert
@@ -29,7 +29,9 @@ from flows.shots import chooses, chosen, merged, named, seeds_of
 from flows.text_tower import text_tower
 from flows.wiring import Store, engine
 from ipadapter_engine.errors import RequestRefused
-from ipadapter_engine.pipeline import Engine
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 ROWS_A_STATEMENT = 1000  # PostgreSQL binds at most 65,535 values a statement
 

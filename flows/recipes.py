@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from asset_store.tables import Reference
 from flows.brief import Making
 from flows.recipe_keys import BY_MODEL, heard
 from ipadapter_engine.hashing import ModelHash
-from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import IDENTITY, ControlPrompt, GenerationRequest, ReferencePrompt
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 PLAIN, WITH_CONDITIONS = 1, 2  # what `recipe` says: the keys that a plain recipe has, and those beyond them
 STYLE = "style"  # the adapter, and the role of its references

@@ -8,12 +8,14 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asset_store.tables import Asset, Job, Reference, Retake
 from flows import recipe_keys
 from flows.looking import Finished
-from ipadapter_engine.pipeline import Engine
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 _ELSEWHERE = ("models", "references", "encoder", "recipe")  # sections of their own, or of no meaning to a reader
 NAMED = "named in the brief"

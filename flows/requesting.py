@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from flows.library import picture_of
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import sha256_of_file
-from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import (
     IDENTITY,
     CharacterModel,
@@ -32,6 +31,9 @@ from ipadapter_engine.requests import (
     GenerationRequest,
     ReferencePrompt,
 )
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 
 def requests_of(store: Store, engine: Engine, recipe: dict[str, Any]) -> list[GenerationRequest]:

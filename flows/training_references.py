@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sqlalchemy import select
@@ -12,9 +13,10 @@ from asset_store.errors import NotFound, RightsRefused
 from asset_store.repositories import libraries, models
 from asset_store.rights import licences
 from asset_store.tables import Character, Encoder, Reference
-from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.training.character import FEWEST, MOST
 from ipadapter_engine.training.errors import TrainingRefused
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 
 def choose_references(
@@ -24,6 +26,8 @@ def choose_references(
 
     Of more than 8 the most typical: the nearest to the centre of all of them, as the engine's encoder sees them.
     """
+    from ipadapter_engine.training.character import FEWEST, MOST
+
     if keys:
         return _named(session, character, keys)
     usable = libraries.usable_references(session, character.id, today())
@@ -54,6 +58,8 @@ def choose_references(
 
 
 def _named(session: Session, character: Character, keys: list[str]) -> tuple[list[Reference], list[str]]:
+    from ipadapter_engine.training.character import FEWEST, MOST
+
     chosen: dict[str, Reference] = {}
     for key in keys:
         row = session.scalars(

@@ -17,8 +17,6 @@ from asset_store.rights import licences
 from asset_store.tables import TrainedModel
 from flows.training_references import today
 from flows.wiring import open_store
-from ipadapter_engine.training.loop import read_losses
-from ipadapter_engine.training.sheets import loss_curve
 
 
 def told_of(session: Session, model: TrainedModel) -> dict[str, Any]:
@@ -42,6 +40,9 @@ def listed() -> list[dict[str, Any]]:
 
 async def show(title: str, told: dict[str, Any], folder: Path) -> None:
     """The loss curve and the last sheet as artifacts of the run."""
+    from ipadapter_engine.training.loop import read_losses
+    from ipadapter_engine.training.sheets import loss_curve
+
     name = told.get("log", "character")
     losses = await asyncio.to_thread(read_losses, folder, name)
     rows = [

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,7 +22,9 @@ from flows.search import Outcome
 from flows.text_tower import text_tower
 from flows.wiring import Store, engine
 from ipadapter_engine.families.studio import STUDIO
-from ipadapter_engine.pipeline import Engine
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 MOST_PROMPTS = 4
 SEEDS, MOST_SEEDS = 2, 32

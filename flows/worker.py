@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -30,8 +30,10 @@ from flows.recipes import models_key, obstacle
 from flows.requesting import requests_of
 from flows.wiring import Store
 from ipadapter_engine.errors import EngineError, GenerationFailed, RequestRefused
-from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import GeneratedImage, GenerationRequest
+
+if TYPE_CHECKING:
+    from ipadapter_engine.pipeline import Engine
 
 LEASE_S = 60.0
 HEARTBEAT_S = 10.0
