@@ -1,11 +1,14 @@
-"""The pictures of docs/review.md: the demo's pages in Chromium. Run `make demo` before.
+"""The pictures of docs/review.md, sheets.md and scheduling.md: the demo's pages in Chromium, and a sheet. Run `make demo` before.
 
 python deploy/screenshots.py
 """
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -29,7 +32,9 @@ def main() -> None:
         page.goto(link)
         page.wait_for_url(re.compile("/$"))
         show(page)
+        show_calendar(page)
         browser.close()
+    draw_sheet()
 
 
 def show(page: Page) -> None:
@@ -56,6 +61,27 @@ def show(page: Page) -> None:
     take(page, "review-room-dark")
 
 
+def show_calendar(page: Page) -> None:
+    page.emulate_media(color_scheme="light")
+    page.goto(re.sub("/assets.*", "/campaigns", page.url))
+    page.get_by_text("Start a campaign from a brief").click()
+    page.get_by_label("The brief").fill((ROOT / "deploy" / "examples" / "weekly.yaml").read_text())
+    page.get_by_role("button", name="Schedule it").click()
+    page.wait_for_url("**/schedules/*")
+    page.get_by_role("link", name="→").click()
+    take(page, "calendar")
+
+
+def draw_sheet() -> None:
+    """By the command, as a user would."""
+    words = ("sheet", "Pip", "--expressions", "sad,surprised", "--poses", "waving,jumping", "--to", str(IMAGES))
+    command = [sys.executable, "-c", "from studio.cli.app import run; run()", *words]
+    subprocess.run(command, env={**os.environ, "ONMODEL_HOME": str(HOME)}, check=False, cwd=ROOT)
+    for kind in ("pdf", "json"):
+        (IMAGES / f"pip-sheet.{kind}").unlink()
+    reduce(IMAGES / "pip-sheet.png")
+
+
 def drag(page: Page, tool: str, start: tuple[float, float], end: tuple[float, float]) -> None:
     """With a tool of the room, from one place of the picture to another, in shares of its sides."""
     page.keyboard.press(tool)
@@ -72,6 +98,10 @@ def take(page: Page, name: str) -> None:
     page.wait_for_timeout(300)
     place = IMAGES / f"{name}.png"
     page.screenshot(path=place)
+    reduce(place)
+
+
+def reduce(place: Path) -> None:
     Image.open(place).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(place, optimize=True)
     print(f"{place.relative_to(ROOT)}: {place.stat().st_size // 1024} KB")
 

@@ -18,8 +18,9 @@ from asset_store.repositories import runs
 from asset_store.reviewing import retaking
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, CheckOutcome, Job, JobState, Run, RunState
-from flows.campaign import conclude, make_all, preview_url
+from flows.campaign import conclude, preview_url
 from flows.carrying import carried, state_of
+from flows.making import make_all
 from flows.planning import plan_campaign, submit_campaign
 from flows.retake_plan import Wishes, plan_retake
 from flows.retrying import if_it_may_pass

@@ -13,7 +13,8 @@ from sqlalchemy import select
 from asset_store.errors import NotFound
 from asset_store.reviewing import retaking
 from asset_store.tables import Asset
-from flows.campaign import conclude, make_all
+from flows.campaign import conclude
+from flows.making import make_all
 from flows.retake_plan import RetakePlan, Wishes, plan_retake
 from flows.retrying import if_it_may_pass
 from flows.wiring import open_store

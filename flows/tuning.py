@@ -29,9 +29,10 @@ from asset_store.rights import licences
 from asset_store.tables import Job, JobState, Preset
 from flows import recipe_keys, recipes
 from flows.brief import Making
-from flows.campaign import make_all, preview_url
+from flows.campaign import preview_url
 from flows.choosing import unit
 from flows.curve import draw_curve
+from flows.making import make_all
 from flows.progress import report
 from flows.retrying import if_it_may_pass
 from flows.search import ALL_STEPS, TEXT_ONLY, Outcome, Point, Setting, search
