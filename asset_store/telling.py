@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import DateTime, Text, cast, exists, func, select
@@ -15,40 +14,15 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.errors import NotFound, SubscriptionRefused
+from asset_store.news import ACTIONS, EVENTS, OVERDUE, News, news_of
 from asset_store.people.accounts import brand_id_of
-from asset_store.reviewing.states import AvailabilityEvent, ReviewEvent
-from asset_store.tables import Asset, Assignment, AuditRow, Format, Subscription
+from asset_store.tables import Asset, AuditRow, Format, Subscription
 
-OVERDUE = "overdue"
-ACTIONS = frozenset(
-    {*(e.value for e in ReviewEvent), *(e.value for e in AvailabilityEvent), "ask to reinstate", "ask to withdraw",
-     "assign", "unassign", "comment", "correct", "retract", OVERDUE}
-)  # fmt: skip
-ASKED = "mailto:asked"  # whoever is asked to decide, where their handle is an address
+ASKED = "mailto:asked"  # whoever is asked to decide, or asked for a run, where their handle is an address
 ROWS_AT_ONCE, NEWS_AT_ONCE = 200, 10
 LEASE = timedelta(minutes=2)  # longer than ten tries take
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(seconds=5), timedelta(hours=1)
 MOST_FAILURES = 40  # some 30 hours of an hour each; then it is switched off
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """A row of the audit as it is told. `asset` is how it stands now; `asked`: addresses of who is asked to decide."""
-
-    seq: int
-    id: str
-    action: str
-    at: datetime
-    actor: str
-    detail: dict[str, Any]
-    asset: dict[str, Any]
-    asked: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id, "seq": self.seq, "type": f"asset.{self.action.replace(' ', '_')}", "at": self.at.isoformat(),
-            "actor": self.actor, "asset": self.asset, "detail": self.detail,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +41,18 @@ class Errand:
 def subscribe(
     session: Session, name: str, target: str, format_: Format, by: str, actions: Collection[str] = (), brand: str | None = None
 ) -> Subscription:  # fmt: skip
-    """Tell `target` of what happens from now on. SubscriptionRefused; NotFound."""
+    """Tell `target` of what happens from now on. actions: of the audit and EVENTS; none is every action about assets.
+
+    SubscriptionRefused; NotFound.
+    """
     name = " ".join(name.split())
     if not 0 < len(name) <= 80 or not name.isprintable():
         raise SubscriptionRefused("a subscription needs a name", "Say in at most 80 letters what it is for.")
     if session.scalar(select(Subscription.id).where(Subscription.name == name)) is not None:
         raise SubscriptionRefused(f"there is a subscription {name} already", "Choose another name.")
-    if strange := sorted(set(actions) - ACTIONS):
-        raise SubscriptionRefused(f"nothing is called {strange[0][:40]!r}", f"There are: {', '.join(sorted(ACTIONS))}.")
+    if strange := sorted(set(actions) - ACTIONS - set(EVENTS)):
+        there_are = ", ".join([*EVENTS, *sorted(ACTIONS)])
+        raise SubscriptionRefused(f"nothing is called {strange[0][:40]!r}", f"There are: {there_are}.")
     _check_target(target, format_)
     brand_id = brand_id_of(session, brand)
     newest = session.scalar(select(func.coalesce(func.max(AuditRow.seq), 0)))
@@ -126,7 +104,7 @@ def claim(session: Session, now: datetime) -> Errand | None:
     rows = session.scalars(
         select(AuditRow).where(AuditRow.seq > row.cursor).order_by(AuditRow.seq).limit(ROWS_AT_ONCE)
     ).all()
-    found = [told for r in rows if (told := _news(session, r, row)) is not None]
+    found = [told for r in rows if (told := news_of(session, r, row)) is not None]
     news = tuple(found[:NEWS_AT_ONCE])
     upto = news[-1].seq if len(found) > NEWS_AT_ONCE else rows[-1].seq if rows else row.cursor
     if not news:
@@ -176,25 +154,6 @@ def remind(session: Session, now: datetime) -> int:
         due = asset.due_at.isoformat() if asset.due_at else ""
         audit.record(session, "system", OVERDUE, f"asset {asset.id}", {"due_at": due, "waits_at": list(asset.waits_at)})
     return len(late)
-
-
-def _news(session: Session, row: AuditRow, wanted: Subscription) -> News | None:
-    kind, _, id_ = row.subject.partition(" ")
-    if kind != "asset" or row.action not in ACTIONS or (wanted.actions and row.action not in wanted.actions):
-        return None
-    asset = session.get(Asset, uuid.UUID(id_))
-    if asset is None or (wanted.brand_id is not None and asset.campaign.brand_id != wanted.brand_id):
-        return None
-    asked = session.scalars(
-        select(Assignment.person).where(Assignment.asset_id == asset.id, Assignment.stage.in_(asset.waits_at))
-    )
-    about = {
-        "id": str(asset.id), "brand": asset.campaign.brand.name, "campaign": asset.campaign.name, "shot": asset.shot,
-        "variant": asset.variant, "review": asset.review.value, "availability": asset.availability.value,
-        "waits_at": list(asset.waits_at),
-    }  # fmt: skip
-    addresses = tuple(sorted({person for person in asked if "@" in person}))
-    return News(row.seq, row.sha256, row.action, row.at, row.actor, row.detail, about, addresses)
 
 
 def _check_target(target: str, format_: Format) -> None:

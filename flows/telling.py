@@ -21,15 +21,17 @@ import httpx
 
 from asset_store import telling
 from asset_store.errors import DeliveryFailed
+from asset_store.news import APPROVED, NEEDS_REVIEW, RECALLED, News
 from asset_store.repositories import answers
 from asset_store.tables import Format
-from asset_store.telling import Errand, News
+from asset_store.telling import Errand
 from flows.repeating import Repeating
 from flows.settings import Settings, TellingSettings
 from flows.wiring import Store
 
 TIMEOUT_S, REMIND_S = 10.0, 60.0
 KEPT = timedelta(days=7)  # answers by Idempotency-Key
+IN_WORDS = {NEEDS_REVIEW: "needs review", APPROVED: "approved", RECALLED: "recalled"}
 
 
 def tell(store: Store, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> bool:
@@ -61,7 +63,8 @@ def send(settings: Settings, errand: Errand, news: News) -> None:
     if errand.format is Format.EMAIL:
         _send_mail(settings, errand.target, news)
         return
-    body = json.dumps(news.as_json() if errand.format is Format.JSON else {"text": sentence(news, settings.telling)})
+    of_it = news.as_json(settings.telling.address) if errand.format is Format.JSON else None
+    body = json.dumps(of_it or {"text": sentence(news, settings.telling)})
     headers = {"Content-Type": "application/json", "User-Agent": "onmodel"}
     if errand.format is Format.JSON:
         headers |= signature(errand.secret, news.id, int(datetime.now(UTC).timestamp()), body)
@@ -77,13 +80,29 @@ def signature(secret: str, id_: str, at_s: int, body: str) -> dict[str, str]:
 
 
 def sentence(news: News, settings: TellingSettings) -> str:
-    """For people: what happened to which picture, by whom, and where to look."""
-    a = news.asset
-    what = f"{a['brand']} / {a['campaign']} / {a['shot']} #{a['variant'] + 1}: {news.action}, by {news.actor}"
-    reason = f". {news.detail['reason']}" if news.detail.get("reason") else ""
-    waits = f". It waits at {' and '.join(a['waits_at'])}" if a["waits_at"] else ""
-    link = f" {settings.address.rstrip('/')}/assets/{a['id']}" if settings.address else ""
-    return f"{what}{reason}{waits}.{link}"
+    """For people: what happened to which picture or run, by whom, and where to look."""
+    link = f" {news.link(settings.address)}" if settings.address else ""
+    it = news.about
+    reason = it["reason"] if news.kind == "run" else news.detail.get("reason")
+    because = f". {reason}" if reason else ""
+    if news.kind == "run":
+        pictures = f"{it['made']} of {it['pictures']} pictures are made"
+        problem = f". {it['problem']}" if it["problem"] else ""
+        return f"{_title(news)}, asked for by {it['requested_by']}{because}. {pictures}{problem}.{link}"
+    waits = f". It waits at {' and '.join(it['waits_at'])}" if it["waits_at"] else ""
+    what = f"{it['brand']} / {it['campaign']} / {it['shot']} #{it['variant'] + 1}: {_word(news)}, by {news.actor}"
+    return f"{what}{because}{waits}.{link}"
+
+
+def _title(news: News) -> str:
+    it = news.about
+    if news.kind == "run":
+        return f"{it['brand']} / {it['kind']}: {it['state']}"
+    return f"{it['campaign']} / {it['shot']}: {_word(news)}"
+
+
+def _word(news: News) -> str:
+    return IN_WORDS.get(news.type, news.action)
 
 
 def reachable(host: str, port: int, *, allow_private: bool) -> str:
@@ -135,7 +154,7 @@ def _send_mail(settings: Settings, target: str, news: News) -> None:
         raise DeliveryFailed("no mail server is set", "Set ONMODEL_SMTP__HOST.")
     message = EmailMessage()
     message["From"], message["Message-ID"] = smtp.sender, f"<{news.id[:32]}@onmodel>"
-    message["Subject"] = f"{news.asset['campaign']} / {news.asset['shot']}: {news.action}"
+    message["Subject"] = _title(news)
     message.set_content(sentence(news, settings.telling))
     addresses = []
     for address in to:

@@ -29,7 +29,7 @@ class Subscription(Base):
     target: Mapped[str]  # https://… or mailto:…
     format: Mapped[Format] = mapped_column(text_enum(Format))
     secret: Mapped[str]  # what JSON is signed with; it is sent nowhere
-    actions: Mapped[list[str]] = mapped_column(ARRAY(Text))  # of the audit; none: all of assets
+    actions: Mapped[list[str]] = mapped_column(ARRAY(Text))  # of the audit, and events; none: all actions about assets
     brand_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("brands.id"))
     cursor: Mapped[int] = mapped_column(BigInteger)  # the last row of the audit that was told or passed over
     failures: Mapped[int] = mapped_column(default=0)  # in a row

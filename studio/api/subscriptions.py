@@ -19,7 +19,8 @@ router = APIRouter(tags=["subscriptions"])
 
 
 class SubscriptionIn(Asked):
-    """`target`: https://… for json and slack, mailto:… for email. No actions are all of assets."""
+    """`target`: https://… for json and slack, mailto:… for email. `actions`: of the audit, and the events run.finished,
+    asset.needs_review, asset.approved and asset.recalled; none are all actions about assets."""
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     target: Annotated[str, Field(min_length=1, max_length=2000)]

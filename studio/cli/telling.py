@@ -10,7 +10,7 @@ from asset_store.tables import Format
 from studio.cli.app import By, Json, app
 from studio.cli.console import emit, out, plain, speaking, table
 
-subscriptions_app = typer.Typer(no_args_is_help=True, help="Who is told of what happens to pictures.")
+subscriptions_app = typer.Typer(no_args_is_help=True, help="Who is told of what happens to pictures and runs.")
 app.add_typer(subscriptions_app, name="subscriptions")
 Name = Annotated[str, typer.Argument(help="What it is for, such as agency-chat.")]
 
@@ -23,7 +23,10 @@ def add(
     ],
     format_: Annotated[Format, typer.Option("--format", help="json (signed), slack, or email.")] = Format.JSON,
     action: Annotated[
-        list[str] | None, typer.Option(help="Only this, such as approve; several times for more.")
+        list[str] | None,
+        typer.Option(
+            "--event", "--action", help="Only this, such as run.finished or request changes; several times for more."
+        ),
     ] = None,
     brand: Annotated[str | None, typer.Option(help="Only of this brand.")] = None,
     by: By = None,

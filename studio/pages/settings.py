@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse, Response
 from sqlalchemy import select
 
 from asset_store import telling
+from asset_store.news import EVENTS
 from asset_store.people import accounts, passes, saved, shares
 from asset_store.people.permissions import NEVER_BY_KEY, Action
 from asset_store.tables import Brand, Format, Role
@@ -34,6 +35,6 @@ def settings_page(request: Request, store: StoreDep) -> Response:
             saved=saved.kept(session, who.person_id), shares=[s for s in links if not s.revoked],
             people=[PersonOut.of(p, brands) for p in accounts.people(session)] if administers else [],
             subscriptions=[SubscriptionOut.of(s) for s in telling.subscriptions(session)] if administers else [],
-            roles=[r.value for r in Role], formats=[f.value for f in Format],
+            roles=[r.value for r in Role], formats=[f.value for f in Format], events=EVENTS,
             scopes=[a.value for a in Action if a not in NEVER_BY_KEY],
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import email
 import hashlib
@@ -19,16 +20,35 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from asset_store import telling
+from asset_store import news, telling
 from asset_store.blobs import open_blobs
 from asset_store.database import Database
 from asset_store.errors import DeliveryFailed, NotFound, SubscriptionRefused
+from asset_store.repositories import runs
+from asset_store.repositories.runs import Quota, Wanted
 from asset_store.reviewing import assigning, decide
-from asset_store.tables import AuditRow, Format, Subscription, Verdict
-from flows.settings import Settings, SmtpSettings, TellingSettings
+from asset_store.reviewing.states import AvailabilityEvent
+from asset_store.rights import availability
+from asset_store.rights.recall import withdraw_reference
+from asset_store.tables import AuditRow, Format, Run, RunKind, RunState, Subscription, Verdict
+from flows.character_sheet import make_character_sheet
+from flows.library import ingest_library
+from flows.settings import QuotaSettings, Settings, SmtpSettings, TellingSettings
+from flows.sheet_request import SheetRequest
+from flows.starting import start_sheet
 from flows.telling import Teller, reachable, tell
 from flows.wiring import Store
-from tests.stories import a_campaign, an_asset_in_review, approve, picture_of
+from tests.stories import (
+    a_brand,
+    a_campaign,
+    a_reference,
+    a_released_asset,
+    an_approved_asset,
+    an_asset_in_review,
+    approve,
+    picture_of,
+)
+from tests.studio_home import Home
 
 
 class Hook:
@@ -58,6 +78,17 @@ class Hook:
     @property
     def types(self) -> list[str]:
         return [json.loads(body)["type"] for _, body in self.told]
+
+
+def verified(secret: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+    """What was told, where its signature holds: as a receiver checks it (standardwebhooks.com)."""
+    assert abs(int(headers["webhook-timestamp"]) - datetime.now(UTC).timestamp()) < 300
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    made = base64.b64encode(hmac.new(bytes.fromhex(secret), signed, hashlib.sha256).digest()).decode()
+    assert f"v1,{made}" in headers["webhook-signature"].split()
+    told: dict[str, Any] = json.loads(body)
+    assert told["id"] == headers["webhook-id"]
+    return told
 
 
 class Mail(socketserver.StreamRequestHandler):
@@ -123,10 +154,7 @@ def test_what_happens_is_told_in_order_signed_and_once(store: Store, hook: Hook)
     tell_all(store)
     assert hook.types == ["asset.submit", "asset.checks_passed", "asset.approve"]
     headers, body = hook.told[-1]
-    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-    made = base64.b64encode(hmac.new(bytes.fromhex(secret), signed, hashlib.sha256).digest()).decode()
-    assert headers["webhook-signature"] == f"v1,{made}"
-    said = json.loads(body)
+    said = verified(secret, headers, body)
     assert (said["actor"], said["asset"]["review"], said["detail"]["verdict"]) == ("grace", "approved", "approve")
     assert secret.encode() not in b"".join(b for _, b in hook.told)
     with store.database.transaction() as session:
@@ -273,7 +301,7 @@ def test_what_is_no_address_is_refused(session: Session, target: str, format_: F
 
 def test_names_and_actions_are_checked(session: Session) -> None:
     telling.subscribe(session, "hook", "https://a.example/", Format.JSON, "ada")
-    for name, actions in (("hook", []), (" ", []), ("x" * 81, []), ("other", ["applaud"])):
+    for name, actions in (("hook", []), (" ", []), ("x" * 81, []), ("other", ["applaud"]), ("other", ["run.begun"])):
         with pytest.raises(SubscriptionRefused):
             telling.subscribe(session, name, "https://a.example/", Format.JSON, "ada", actions)
     with pytest.raises(NotFound):
@@ -296,3 +324,138 @@ def test_a_teller_tells_by_itself_and_stops(store: Store, hook: Hook) -> None:
     teller.stop()
     assert not teller.is_alive()
     assert hook.types == ["asset.submit", "asset.checks_passed"]
+
+
+# ---------------------------------------------------------------------------- events
+
+
+def a_run(session: Session, brand: str = "bobo", by: str = "pat@lumen.example") -> Run:
+    wanted = Wanted(RunKind.SHEET, a_brand(session, brand), {}, 3, by, "for the style book", "api")
+    return runs.begin(session, wanted, Quota())
+
+
+@pytest.mark.parametrize("state", [s for s in RunState if s not in runs.OPEN])
+def test_a_run_is_told_of_at_its_end_whatever_that_is(store: Store, hook: Hook, state: RunState) -> None:
+    secret = subscribed(store, hook.url, actions=[news.RUN_FINISHED])
+    run_id = happening(store, a_run).id
+    tell_all(store)
+    assert hook.told == []  # it has begun, that is all
+    if state is RunState.CANCELLED:
+        happening(store, lambda s: runs.cancel(s, run_id, "max"))
+    else:
+        happening(store, lambda s: runs.end(s, run_id, state, problem="off model: front"))
+    tell_all(store)
+    ((headers, body),) = hook.told
+    said = verified(secret, headers, body)
+    assert (said["type"], said["link"]) == ("run.finished", f"http://pages/runs/{run_id}")
+    assert "asset" not in said
+    about = said["run"]
+    assert about.pop("finished_at")
+    assert about == {
+        "id": str(run_id), "kind": "character sheet", "brand": "bobo", "state": state.value, "requested_by": "pat@lumen.example",
+        "reason": "for the style book", "trigger": "api", "problem": None if state is RunState.CANCELLED else "off model: front",
+        "campaign": None, "pictures": 3, "made": 0,
+    }  # fmt: skip
+
+
+def test_runs_are_told_of_by_their_brand_and_only_to_who_asked_for_them(store: Store, hook: Hook) -> None:
+    other = Hook()
+    happening(store, lambda s: (a_brand(s, "bobo"), a_brand(s, "other")))
+    subscribed(store, hook.url, actions=[news.RUN_FINISHED], brand="other")
+    subscribed(store, other.url, name="all of assets")
+    for brand in ("bobo", "other"):
+        run_id = happening(store, lambda s, brand=brand: a_run(s, brand)).id
+        happening(store, lambda s, run_id=run_id: runs.end(s, run_id, RunState.SUCCEEDED))
+    tell_all(store)
+    assert [json.loads(body)["run"]["brand"] for _, body in hook.told] == ["other"]
+    assert other.told == []
+    other.server.shutdown()
+
+
+def test_a_sheet_that_is_made_is_told_of_once(home: Home, prefect: Any, hook: Hook) -> None:
+    asyncio.run(ingest_library(str(home.library), "pat"))
+    settings = Settings(home=home.path, telling=TellingSettings(address="http://pages/", allow_private=True))
+    store = Store(home.database, open_blobs(str(home.path / "blobs")), settings)
+    secret = subscribed(store, hook.url, actions=[news.RUN_FINISHED, news.NEEDS_REVIEW])
+    asked = SheetRequest(brand="lumen", character="Bo", views=["front", "side"], steps=2, identity_min=-1.0)
+    free = QuotaSettings(brand=None, asker=None)
+    run_id = happening(store, lambda s: start_sheet(s, asked, free, by="pat", trigger="api", sent=True)).id
+    asyncio.run(make_character_sheet(run_id, 1))
+    asyncio.run(make_character_sheet(run_id, 1))  # as a flow that was started again: it has ended already
+    tell_all(store)
+    told = [verified(secret, headers, body) for headers, body in hook.told]
+    assert len({t["id"] for t in told}) == len(told)
+    assert [t["type"] for t in told] == [*["asset.needs_review"] * len(asked.cells), "run.finished"]
+    ended = told[-1]
+    assert (ended["run"]["state"], ended["run"]["made"], ended["link"]) == (
+        "succeeded", len(asked.cells), f"http://pages/runs/{run_id}",
+    )  # fmt: skip
+    assert ended["run"]["campaign"] == told[0]["asset"]["campaign"]
+
+
+def test_an_asset_needs_review_at_each_stage_it_comes_to(store: Store, hook: Hook) -> None:
+    subscribed(store, hook.url, actions=[news.NEEDS_REVIEW, news.APPROVED])
+
+    def act(session: Session) -> None:
+        campaign = a_campaign(session, stages=[{"name": "brand", "quorum": 2}, {"name": "legal"}])
+        asset = an_approved_asset(session, campaign)
+        decide.reopen(session, asset.id, "lena", "the logo is old")
+
+    happening(store, act)
+    tell_all(store)
+    assert hook.types == ["asset.needs_review", "asset.needs_review", "asset.approved", "asset.needs_review"]
+    assert [json.loads(body)["action"] for _, body in hook.told] == ["checks passed", "advance", "approve", "reopen"]
+
+
+def test_what_is_an_event_and_an_action_is_told_once_as_the_event(store: Store, hook: Hook) -> None:
+    subscribed(store, hook.url, actions=[news.APPROVED, "approve", "submit"])
+    happening(store, lambda s: approve(s, an_asset_in_review(s)))
+    tell_all(store)
+    assert hook.types == ["asset.submit", "asset.approved"]
+
+
+def test_only_a_recall_of_a_reference_recalls_an_asset(store: Store, hook: Hook) -> None:
+    subscribed(store, hook.url, actions=[news.RECALLED])
+
+    def act(session: Session) -> tuple[Any, Any]:
+        reference = a_reference(session)
+        recalled = a_released_asset(session, [reference])
+        for asset in (a_released_asset(session), a_released_asset(session)):
+            availability.suspend(session, asset.id, "rita", "the price is wrong")  # by her own word
+        withdraw_reference(session, reference.id, "rita", "the model said no")
+        return recalled.id, asset.id
+
+    recalled, suspended = happening(store, act)
+    for id_ in (suspended, recalled):
+        proposal = happening(
+            store, lambda s, i=id_: availability.propose(s, i, AvailabilityEvent.WITHDRAW, "rita", "for good")
+        )
+        happening(store, lambda s, p=proposal.id: availability.confirm(s, p, "sam"))
+    tell_all(store)
+    said = [json.loads(body) for _, body in hook.told]
+    assert [(s["type"], s["action"], s["asset"]["id"]) for s in said] == [
+        ("asset.recalled", "suspend", str(recalled)), ("asset.recalled", "withdraw", str(recalled)),
+    ]  # fmt: skip
+
+
+def test_a_chat_and_who_asked_are_told_of_a_run_in_a_sentence(store: Store, own_database: Database, hook: Hook) -> None:
+    Mail.messages = []
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mail)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    smtp = SmtpSettings(host="127.0.0.1", port=server.server_address[1], starttls=False)
+    posted = Store(own_database, store.blobs, store.settings.model_copy(update={"smtp": smtp}))
+    subscribed(store, hook.url, Format.SLACK, actions=[news.RUN_FINISHED])
+    subscribed(store, telling.ASKED, Format.EMAIL, name="askers", actions=[news.RUN_FINISHED])
+    for by in ("key:calendar of pat@lumen.example", "ada"):  # ada has no address
+        run_id = happening(store, lambda s, by=by: a_run(s, by=by)).id
+        happening(store, lambda s, i=run_id: runs.end(s, i, RunState.FAILED, problem="its flow was lost 5 times"))
+    tell_all(posted)
+    server.shutdown()
+    server.server_close()
+    text = json.loads(hook.told[1][1])["text"]
+    assert text == (
+        "bobo / character sheet: failed, asked for by ada. for the style book. 0 of 3 pictures are made. its flow was lost 5 times."
+        f" http://pages/runs/{run_id}"
+    )
+    (mail,) = [email.message_from_string(m) for m in Mail.messages]
+    assert (mail["To"], mail["Subject"]) == ("pat@lumen.example", "bobo / character sheet: failed")
