@@ -5,6 +5,7 @@
     │   ├── PlaceInvalid            a store or library URL that names no usable place
     │   ├── NotASha256              a blob was asked for by something that is no sha256 (also a ValueError)
     │   ├── BlobMissing             sha256
+    │   ├── PictureRemoved          removed_at
     │   ├── BlobCorrupt             key, expected, found
     │   ├── BlobStoreUnreachable
     │   ├── SourceUnreachable
@@ -54,6 +55,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 
@@ -103,6 +105,17 @@ class BlobMissing(StoreError):
             f"blob {sha256} is not in {where}",
             "Check that the blob store in the settings is the one the database was written with; "
             "if it is, restore the blob from a backup or import its source again.",
+        )
+
+
+class PictureRemoved(StoreError):
+    """The picture's bytes are gone, as a policy asks; all else that is known of it stays."""
+
+    def __init__(self, removed_at: datetime, policy: str) -> None:
+        self.removed_at, self.policy = removed_at, policy
+        super().__init__(
+            f"the picture was removed on {removed_at.date().isoformat()} by the retention policy ({policy})",
+            "Its lineage, checks and decisions stay; ask for it again to have it made anew.",
         )
 
 

@@ -143,6 +143,8 @@ def _asset_tile(store: Store, asset: Asset) -> Tile:
     version = asset.current
     if version is None:
         return Tile(None, "not made", "", BAD)
+    if asset.removed_at is not None:
+        return Tile(None, "removed", f"on {asset.removed_at.date().isoformat()} by the retention policy", FAINT)
     bad = [c for c in version.checks if c.outcome in (CheckOutcome.FAIL, CheckOutcome.NOT_RUN)]
     warned = [c for c in version.checks if c.outcome is CheckOutcome.WARN]
     identity = next((c for c in version.checks if c.name == "identity" and c.value is not None), None)

@@ -97,7 +97,9 @@ def attach_waiting(store: Store, keys: Sequence[str], made: Engine) -> Attached:
         waiting = session.execute(
             select(Job.key, Job.picture_sha256)
             .join(Asset, Asset.job_key == Job.key)
-            .where(Job.key.in_(keys), Job.state == JobState.SUCCEEDED, waits_for_its_job())
+            .where(
+                Job.key.in_(keys), Job.state == JobState.SUCCEEDED, Job.picture_sha256.is_not(None), waits_for_its_job()
+            )
             .distinct()
         ).all()
     thresholds = thresholds_for(store, [key for key, _ in waiting], made)

@@ -17,7 +17,7 @@ from prefect import flow, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from asset_store import audit
+from asset_store import audit, retention
 from asset_store.errors import (
     PictureRefused,
     SourceObjectMissing,
@@ -268,7 +268,10 @@ def _load(store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset
             rows = _encode(store, good)
             with store.database.transaction() as session:
                 library = session.get_one(Library, library_id)
+                again = retention.call_off(session, set(good))
                 for f in batch:
+                    if f.reference is not None and f.reference.sha256 in again:  # a picture that was removed is a reference now
+                        store.blobs.put(source.read(f.found.key, max_bytes=reader.limits.max_bytes))
                     if f.reference is not None:
                         libraries.save_reference(session, library, f.reference, file)
                         outcome["loaded"] += 1

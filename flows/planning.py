@@ -242,7 +242,9 @@ def submit_campaign(
 def _made(session: Session, keys: Sequence[str]) -> set[str]:
     """Those of `keys` whose picture is there."""
     among = Job.key == any_(cast(list(keys), ARRAY(Text)))  # one array: a statement binds at most 65,535 values
-    return set(session.scalars(select(Job.key).where(among, Job.state == JobState.SUCCEEDED)))
+    return set(
+        session.scalars(select(Job.key).where(among, Job.state == JobState.SUCCEEDED, Job.picture_sha256.is_not(None)))
+    )
 
 
 def cost_of(session: Session, jobs: Sequence[NewJob]) -> float | None:

@@ -146,6 +146,14 @@ class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
     asker: int | None = Field(1000, ge=0, description="of each person and key; empty: as many as they like")
 
 
+class RetentionSettings(BaseModel, frozen=True, extra="forbid"):
+    """How long pictures are kept; empty: for ever."""
+
+    rejected_days: int | None = Field(
+        None, ge=1, le=36500, description="after so many days rejected, a picture's bytes are removed"
+    )
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ONMODEL_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
@@ -159,6 +167,7 @@ class Settings(BaseSettings):
     smtp: SmtpSettings = SmtpSettings(port=587)
     delivery: DeliverySettings = DeliverySettings(places={})
     quota: QuotaSettings = QuotaSettings(brand=5000, asker=1000)
+    retention: RetentionSettings = RetentionSettings(rejected_days=None)
     telling: TellingSettings = TellingSettings(address="", allow_private=False)
     oidc: OidcSettings = OidcSettings(issuer=None)
 

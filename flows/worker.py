@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from asset_store import retention
 from asset_store.errors import RightsRefused
 from asset_store.repositories import jobs as job_table
 from asset_store.repositories.jobs import CHANNEL, LOCK_SPACE, ClaimedJob
@@ -210,6 +211,9 @@ class Worker:
             try:
                 done = [store_picture(self.store, p.image, self.engine, finite=p.finite) for p in m.pictures]
                 with self.store.database.transaction() as session:
+                    again = retention.call_off(session, {d.sha256 for d in done})  # it may be what was rejected once
+                    for lost in (d for d in done if d.sha256 in again):
+                        self.store.blobs.put(lost.data, "image/png")
                     counted = finishing.finish_job(session, m.job, done, m.run, self.engine, thresholds)
                 self.tally.made += counted
                 self.tally.lost += not counted

@@ -35,6 +35,7 @@ from asset_store.tables import (
     ModelReference,
     Preset,
     Reference,
+    Removal,
     Retake,
     TrainedModel,
     Verdict,
@@ -141,7 +142,7 @@ def what_was_trained(session: Session, reference: Reference) -> TrainedModel:
 
 
 def what_was_said(session: Session, asset: Asset) -> None:
-    """A comment on the asset, and a retake of it."""
+    """A comment on the asset, a retake of it, and that its picture was removed."""
     assert asset.current is not None
     comments.comment(session, asset.current.id, REVIEWER, "three ears")
     job = a_job(session)
@@ -149,6 +150,11 @@ def what_was_said(session: Session, asset: Asset) -> None:
         Retake(asset_id=asset.id, number=1, parent_id=asset.current.id, job_key=job.key, changes=[], comments=[],
                by=REQUESTER)
     )  # fmt: skip
+    session.add(
+        Removal(
+            version_id=asset.current.id, sha256=asset.current.sha256, policy="rejected for 30 days", by="flow:sweep"
+        )
+    )
     session.flush()
 
 

@@ -81,6 +81,15 @@ class DeliveryNode:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovalNode:
+    """That a policy removed the picture's bytes."""
+
+    policy: str
+    by: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class VersionNode:
     """One picture. `settings`, `run` and `code` are the sections of its lineage record, {} where it has none."""
 
@@ -102,6 +111,7 @@ class VersionNode:
     checks: tuple[CheckNode, ...]
     decisions: tuple[DecisionNode, ...]
     deliveries: tuple[DeliveryNode, ...]
+    removed: RemovalNode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,7 @@ def _version(session: Session, version: AssetVersion) -> VersionNode:
     row = session.scalar(select(LineageRecord).where(LineageRecord.version_id == version.id))
     record = row.record if row else {}
     deliveries = session.scalars(select(Delivery).where(Delivery.version_id == version.id).order_by(Delivery.seq))
+    gone = version.removal
     return VersionNode(
         id=str(version.id),
         number=version.number,
@@ -170,6 +181,7 @@ def _version(session: Session, version: AssetVersion) -> VersionNode:
         deliveries=tuple(
             DeliveryNode(d.channel, d.address, d.rendition, d.sha256, d.by, d.made_at.isoformat()) for d in deliveries
         ),
+        removed=None if gone is None else RemovalNode(gone.policy, gone.by, gone.made_at.isoformat()),
     )
 
 

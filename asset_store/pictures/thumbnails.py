@@ -18,7 +18,7 @@ SIDE_PX, QUALITY = 320, 82
 
 def thumbnail(blobs: BlobStore, sha256: str, folder: Path, limits: PictureLimits = DEFAULT_LIMITS) -> bytes:
     """WebP of the picture, 320 px at its longer side, never larger than it is. Raises BlobMissing, PictureRefused."""
-    target = folder / sha256[:2] / f"{sha256}.webp"
+    target = _place(sha256, folder)
     try:
         return target.read_bytes()
     except FileNotFoundError:
@@ -32,3 +32,12 @@ def thumbnail(blobs: BlobStore, sha256: str, folder: Path, limits: PictureLimits
         file.write(out.getvalue())
     os.replace(file.name, target)  # whole or not at all
     return out.getvalue()
+
+
+def forget_thumbnail(sha256: str, folder: Path) -> None:
+    """Delete what is kept of a picture; no error if nothing is."""
+    _place(sha256, folder).unlink(missing_ok=True)
+
+
+def _place(sha256: str, folder: Path) -> Path:
+    return folder / sha256[:2] / f"{sha256}.webp"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, any_, cast, func, select, text, update
+from sqlalchemy import ColumnElement, Text, and_, any_, cast, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
-from asset_store.tables import Job, JobState
+from asset_store.tables import Asset, AssetVersion, Job, JobState
 
 CHANNEL = "onmodel_jobs"
 LOCK_SPACE = 0x0A0DE1  # advisory locks of workers live in this space of (int4, int4) keys
@@ -61,7 +61,8 @@ class MadePicture:
 
 
 def submit(session: Session, jobs: Sequence[NewJob]) -> int:
-    """Queue the jobs that do not exist yet and return how many; a set-aside or cancelled one is queued again.
+    """Queue the jobs that do not exist yet and return how many; a set-aside or cancelled one is queued again, and so is one whose
+    picture was removed.
 
     One that is queued again takes the new recipe: what the old one named of this database, such as the row of a
     reference that was renamed since, may be why it was cancelled.
@@ -73,16 +74,37 @@ def submit(session: Session, jobs: Sequence[NewJob]) -> int:
     for start in range(0, len(rows), ROWS_A_STATEMENT):
         some = rows[start : start + ROWS_A_STATEMENT]
         queued += len(session.scalars(insert(Job).values(some).on_conflict_do_nothing().returning(Job.key)).all())
-    set_aside = select(Job).where(_among([j.key for j in jobs]), Job.state.in_([JobState.FAILED, JobState.CANCELLED]))
+    lost = or_(Job.state.in_([JobState.FAILED, JobState.CANCELLED]), has_lost_its_picture())
+    set_aside = select(Job).where(_among([j.key for j in jobs]), lost)
     asked = {j.key: j for j in jobs}
     for job in session.scalars(set_aside.order_by(Job.key).with_for_update()):
-        job.state, job.finished_at, job.evidence = JobState.QUEUED, None, []  # its attempts go on: they are the fence
+        _queue_again(session, job)
         job.recipe, job.batch_key = asked[job.key].recipe, asked[job.key].batch_key
-        job.not_before = session.scalars(select(func.now())).one()
         queued += 1
     session.flush()
     session.execute(text(f"NOTIFY {CHANNEL}"))
     return queued
+
+
+def make_anew(session: Session) -> int:
+    """Queue jobs again that an asset waits for and whose picture was removed while it began to; how many."""
+    waits = exists().where(
+        Asset.job_key == Job.key, ~exists().where(AssetVersion.asset_id == Asset.id, AssetVersion.job_key == Job.key)
+    )
+    jobs = session.scalars(select(Job).where(has_lost_its_picture(), waits).order_by(Job.key).with_for_update()).all()
+    for job in jobs:
+        _queue_again(session, job)
+    return len(jobs)
+
+
+def has_lost_its_picture() -> ColumnElement[bool]:
+    """Whether a job is done and its picture was removed: who asks for it again has it made anew."""
+    return and_(Job.state == JobState.SUCCEEDED, Job.picture_sha256.is_(None))
+
+
+def _queue_again(session: Session, job: Job) -> None:
+    job.state, job.finished_at, job.evidence = JobState.QUEUED, None, []  # its attempts go on: they are the fence
+    job.not_before = session.scalars(select(func.now())).one()
 
 
 def _among(keys: Sequence[str]) -> ColumnElement[bool]:

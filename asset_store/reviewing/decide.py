@@ -174,6 +174,7 @@ def reopen(session: Session, asset_id: uuid.UUID, by: str, reason: str) -> Asset
     """Back into review at the first stage, before release. The decisions so far stay, and count no more."""
     asset, version = lock_asset(session, asset_id)
     after = next_state(asset.review, ReviewEvent.REOPEN)
+    _need_picture(asset, ReviewEvent.REOPEN)
     if asset.availability is not Availability.UNRELEASED:
         raise TransitionRefused(asset.availability, ReviewEvent.REOPEN)
     need_person(by, "reopen an asset")
@@ -189,6 +190,7 @@ def take_back(session: Session, asset_id: uuid.UUID, by: str) -> Asset:
     stands. TransitionRefused where it is another's, none is there, or a stricter one stands before it."""
     asset, version = lock_asset(session, asset_id)
     after = next_state(asset.review, ReviewEvent.TAKE_BACK)
+    _need_picture(asset, ReviewEvent.TAKE_BACK)
     if asset.availability is not Availability.UNRELEASED:
         raise TransitionRefused(asset.availability, ReviewEvent.TAKE_BACK)
     said = standing_decisions(session, version.id)
@@ -279,6 +281,12 @@ def _say(
             checks_sha256=sha256_of(found), policy_sha256=policy_of(asset.campaign).sha256,
         )
     )  # fmt: skip
+
+
+def _need_picture(asset: Asset, event: ReviewEvent) -> None:
+    if asset.removed_at is not None:
+        on = asset.removed_at.date().isoformat()
+        raise TransitionRefused(f"{asset.review}, whose picture was removed on {on},", event)
 
 
 def need_row_version(asset: Asset, seen: int) -> None:

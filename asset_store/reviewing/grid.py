@@ -69,7 +69,7 @@ class Filters:
 class Tile:
     """What a list shows of an asset; sha256 and number are of its newest version, None and 0 where there is none yet.
 
-    doubts: names of the checks of that version that did not pass.
+    doubts: names of the checks of that version that did not pass; removed_at: when its bytes were removed.
     """
 
     id: uuid.UUID
@@ -85,6 +85,7 @@ class Tile:
     made_at: datetime
     sha256: str | None
     number: int
+    removed_at: datetime | None
     waits_at: tuple[str, ...]
     doubts: tuple[str, ...]
 
@@ -264,6 +265,7 @@ _TILES: Any = (
     select(
         Asset.waits_at, Asset.checked, Asset.id, Brand.name, Campaign.name, Asset.character, Asset.shot, Asset.variant, Asset.review,
         Asset.availability, Asset.due_at, Asset.row_version, Asset.made_at, Asset.current_sha256, Asset.current_number,
+        Asset.removed_at,
     )
     .join(Campaign, Campaign.id == Asset.campaign_id)
     .join(Brand, Brand.id == Asset.brand_id)

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from asset_store.reviewing.grid import Filters, Tile, conditions, tiles_beside
-from asset_store.tables import Asset, AssetVersion, Embedding, Encoder, PictureEmbedding
+from asset_store.tables import Asset, AssetVersion, Embedding, Encoder, PictureEmbedding, Removal
 
 SEARCHED = 40  # candidates that the index keeps at once (hnsw.ef_search)
 BY_SIGNS = 360  # the likest by signs that are compared by all that was said, at least
@@ -49,7 +49,8 @@ def unseen(session: Session, encoder: str, limit: int) -> Sequence[str]:
     said = select(PictureEmbedding.picture_sha256).where(
         PictureEmbedding.picture_sha256 == AssetVersion.sha256, PictureEmbedding.encoder_sha256 == encoder
     )
-    return session.scalars(select(AssetVersion.sha256).where(~said.exists()).distinct().limit(limit)).all()
+    removed = exists().where(Removal.version_id == AssetVersion.id)
+    return session.scalars(select(AssetVersion.sha256).where(~said.exists(), ~removed).distinct().limit(limit)).all()
 
 
 def like_asset(

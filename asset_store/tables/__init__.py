@@ -1,6 +1,6 @@
 """The database's tables, one module a concern."""
 
-from asset_store.tables import assets, models, reviewing
+from asset_store.tables import assets, models, retention, reviewing
 from asset_store.tables.assets import (
     Asset,
     AssetVersion,
@@ -45,11 +45,12 @@ from asset_store.tables.people import (
     SignInAttempt,
     SignInLink,
 )
+from asset_store.tables.retention import Removal, RemovedBlob
 from asset_store.tables.reviewing import Assignment, Comment, Proposal, ProposalState, Retake
 from asset_store.tables.telling import Format, Subscription
 from asset_store.tables.work import Campaign, CampaignSchedule, Job, JobState, Run, RunKind, RunState
 
-APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY + reviewing.APPEND_ONLY
+APPEND_ONLY = assets.APPEND_ONLY + models.APPEND_ONLY + reviewing.APPEND_ONLY + retention.APPEND_ONLY
 
 __all__ = [
     "APPEND_ONLY",
@@ -91,6 +92,8 @@ __all__ = [
     "Quarantined",
     "Reference",
     "ReferenceState",
+    "Removal",
+    "RemovedBlob",
     "Retake",
     "Role",
     "Run",

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from asset_store.reviewing.states import Availability, ReviewState
 from asset_store.tables.base import Base, Id, Made, Sha256, text_enum
+from asset_store.tables.retention import Removal
 from asset_store.tables.work import Campaign
 
 
@@ -76,6 +77,7 @@ class Asset(Base):
     round_at: Mapped[datetime | None]  # when it came to that round
     due_at: Mapped[datetime | None]  # the first time by which one of them is to decide
     availability: Mapped[Availability] = mapped_column(text_enum(Availability), default=Availability.UNRELEASED)
+    removed_at: Mapped[datetime | None]  # when the bytes of its newest version were removed by a policy
     row_version: Mapped[int] = mapped_column(default=1)
     made_at: Mapped[Made]
     brand_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("brands.id"), server_default=FetchedValue())
@@ -118,6 +120,7 @@ class AssetVersion(Base):
     checks: Mapped[list[Check]] = relationship(order_by="Check.seq")
     decisions: Mapped[list[Decision]] = relationship(order_by="Decision.seq")
     lineage: Mapped[LineageRecord | None] = relationship(viewonly=True)
+    removal: Mapped[Removal | None] = relationship(viewonly=True)
 
 
 class LineageRecord(Base):

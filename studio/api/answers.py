@@ -36,7 +36,7 @@ class CheckOut(Answer):
 
 
 class VersionOut(Answer):
-    """`sha256` is what a decision on this picture echoes; `picture` is where its bytes are."""
+    """`sha256` is what a decision on this picture echoes; `picture` is where its bytes are, unless they were removed: `removed_at`."""
 
     id: uuid.UUID
     number: int
@@ -46,14 +46,15 @@ class VersionOut(Answer):
     height_px: int
     made_at: datetime
     picture: str
+    removed_at: datetime | None
     checks: list[CheckOut]
 
     @classmethod
-    def of(cls, version: AssetVersion) -> VersionOut:
+    def of(cls, version: AssetVersion, removed_at: datetime | None) -> VersionOut:
         return cls(
             id=version.id, number=version.number, parent_id=version.parent_id, sha256=version.sha256,
             width_px=version.width_px, height_px=version.height_px, made_at=version.made_at,
-            picture=f"/v1/assets/{version.asset_id}/pictures/{version.sha256}",
+            picture=f"/v1/assets/{version.asset_id}/pictures/{version.sha256}", removed_at=removed_at,
             checks=[CheckOut.of(c) for c in version.checks],
         )  # fmt: skip
 
@@ -81,7 +82,7 @@ class AssetOut(Answer):
             id=asset.id, brand=asset.campaign.brand.name, campaign=asset.campaign.name, character=asset.character, shot=asset.shot,
             variant=asset.variant, review=asset.review.value, availability=asset.availability.value,
             waits_at=list(asset.waits_at), due_at=asset.due_at, row_version=asset.row_version, made_at=asset.made_at,
-            current=None if asset.current is None else VersionOut.of(asset.current),
+            current=None if asset.current is None else VersionOut.of(asset.current, asset.removed_at),
         )  # fmt: skip
 
     @classmethod
@@ -98,6 +99,7 @@ class AssetOut(Answer):
                 "height_px": listed.height_px,
                 "made_at": listed.made_at,
                 "picture": f"/v1/assets/{tile.id}/pictures/{tile.sha256}",
+                "removed_at": tile.removed_at,
                 "checks": listed.checks or [],
             }
         )

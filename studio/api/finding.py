@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -27,7 +28,7 @@ Name = Annotated[str, Path(min_length=1, max_length=saved.LONGEST_NAME)]
 
 
 class LikeOut(Answer):
-    """`likeness`: cosine similarity of the two pictures' CLIP embeddings, 1 for the same."""
+    """`likeness`: cosine similarity of the two pictures' CLIP embeddings, 1 for the same; `removed_at`: when its bytes were removed."""
 
     asset_id: uuid.UUID
     brand: str
@@ -37,6 +38,7 @@ class LikeOut(Answer):
     review: str
     availability: str
     sha256: str | None
+    removed_at: datetime | None
     likeness: float
 
     @classmethod
@@ -44,7 +46,8 @@ class LikeOut(Answer):
         t = near.tile
         return cls(
             asset_id=t.id, brand=t.brand, campaign=t.campaign, shot=t.shot, variant=t.variant, review=t.review.value,
-            availability=t.availability.value, sha256=t.sha256, likeness=round(near.likeness, 4),
+            availability=t.availability.value, sha256=t.sha256, removed_at=t.removed_at,
+            likeness=round(near.likeness, 4),
         )  # fmt: skip
 
 

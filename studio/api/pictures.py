@@ -7,14 +7,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
-from asset_store.errors import NotFound
+from asset_store.errors import NotFound, PictureRemoved
 from asset_store.people.permissions import Principal
-from asset_store.pictures.thumbnails import thumbnail
+from asset_store.pictures.thumbnails import forget_thumbnail, thumbnail
 from asset_store.tables import AssetVersion, Reference
+from flows.wiring import Store
 from studio.api.callers import StoreDep, Who
 from studio.api.changing import seen_asset, seen_reference
+from studio.api.problems import MEDIA_TYPE
 
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 FOR_EVER = "private, max-age=31536000, immutable"
@@ -23,7 +25,10 @@ TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": 
 router = APIRouter(
     tags=["pictures"],
     default_response_class=Response,
-    responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={
+        200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}},
+        410: {"content": {MEDIA_TYPE: {}}, "description": "Its bytes were removed by the retention policy."},
+    },
 )
 
 
@@ -31,7 +36,7 @@ router = APIRouter(
 def get_picture(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) -> Response:
     """A version's picture, as it was made."""
     with store.database.reading() as session:
-        _need_version(session, asset_id, sha256, who)
+        _need_version(session, asset_id, sha256, who, store)
     return _answer(store.blobs.get(sha256), "image/png", sha256)
 
 
@@ -39,7 +44,7 @@ def get_picture(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) 
 def get_thumbnail(asset_id: uuid.UUID, sha256: Sha256, who: Who, store: StoreDep) -> Response:
     """A version's picture in WebP, 320 px at its longer side."""
     with store.database.reading() as session:
-        _need_version(session, asset_id, sha256, who)
+        _need_version(session, asset_id, sha256, who, store)
     return _answer(thumbnail(store.blobs, sha256, store.settings.home / "thumbnails"), "image/webp", sha256)
 
 
@@ -59,11 +64,17 @@ def get_reference_thumbnail(reference_id: uuid.UUID, who: Who, store: StoreDep) 
     return _answer(small, "image/webp", reference.sha256)
 
 
-def _need_version(session: Session, asset_id: uuid.UUID, sha256: str, who: Principal) -> None:
+def _need_version(session: Session, asset_id: uuid.UUID, sha256: str, who: Principal, store: Store) -> None:
+    """NotFound; PictureRemoved where its bytes are gone, and with them what is kept here."""
     asset = seen_asset(session, asset_id, who)
-    known = select(AssetVersion.id).where(AssetVersion.asset_id == asset.id, AssetVersion.sha256 == sha256)
-    if session.scalar(known) is None:
+    known = select(AssetVersion).where(AssetVersion.asset_id == asset.id, AssetVersion.sha256 == sha256)
+    versions = session.scalars(known.options(joinedload(AssetVersion.removal))).all()
+    if not versions:
         raise NotFound("picture of this asset", sha256)
+    gone = [version.removal for version in versions if version.removal is not None]
+    if len(gone) == len(versions):
+        forget_thumbnail(gone[0].sha256, store.settings.home / "thumbnails")
+        raise PictureRemoved(gone[0].made_at, gone[0].policy)
 
 
 def _reference(reference_id: uuid.UUID, who: Principal, store: StoreDep) -> Reference:

@@ -49,6 +49,7 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.SourceKeyRefused: 422,
     errors.SourceObjectMissing: 422,
     errors.SourceObjectTooBig: 422,
+    errors.PictureRemoved: 410,
     errors.BlobMissing: 503,
     errors.BlobCorrupt: 503,
     errors.BlobStoreUnreachable: 503,

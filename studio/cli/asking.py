@@ -40,6 +40,10 @@ def _drawn(tree: dict[str, Any]) -> Tree:
                 f"  [dim]{tree['asset_id']}[/]  {plain(tree['review'])}, {plain(tree['availability'])}")  # fmt: skip
     for v in tree["versions"]:
         picture = root.add(f"version {v['number']}: {v['width_px']} × {v['height_px']} px, sha256 {v['sha256'][:16]}…")
+        if gone := v["removed"]:
+            picture.add(
+                f"picture removed on {gone['at'][:10]} by the retention policy: {plain(gone['policy'])}, by {plain(gone['by'])}"
+            )
         references = picture.add(f"references ({len(v['references'])})")
         for r in v["references"]:
             licence = r["licence"]
@@ -153,12 +157,27 @@ def recall(
 @app.command()
 def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is found; otherwise only count it.")] = False,
+    rejected: Annotated[
+        bool,
+        typer.Option("--rejected", help="Find pictures that stood rejected for longer than the policy keeps them."),
+    ] = False,
+    by: By = None,
     json: Json = False,
 ) -> None:
-    """Find blobs that no row names: left by work that was killed between storing and recording."""
+    """Find blobs that no row names, left by work that was killed between storing and recording; or rejected pictures that are kept no
+    longer."""
     with speaking():
         from flows.garbage import collect
+        from flows.retention import remove_rejected
+        from flows.wiring import os_user
 
+        if rejected:
+            told = remove_rejected(delete=delete, by=by or os_user())
+            emit(told) if json else out.print(
+                f"{told['pictures']} pictures {told['policy']}, {told['kept']} more that something else names"
+                + (f"; {told['removed']} removed" if delete else "; --delete removes their bytes")
+            )
+            return
         report = collect(delete=delete)
         emit(report) if json else out.print(
             f"{report['blobs']} blobs, {report['garbage']} without a row"

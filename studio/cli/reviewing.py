@@ -91,6 +91,7 @@ def show(
     with speaking():
         from pathlib import Path
 
+        from asset_store.errors import PictureRemoved
         from asset_store.lineage.tree import tree_of
         from asset_store.reviewing.assigning import assignments_of
         from asset_store.reviewing.comments import remarks_of
@@ -104,6 +105,9 @@ def show(
             remarks = remarks_of(session, asset.id)
             summary = {**_summary(asset), "asked": asked, "comments": [_remark(r) for r in remarks]}
             if save and summary["sha256"]:
+                gone = asset.current.removal if asset.current else None
+                if gone is not None:
+                    raise PictureRemoved(gone.made_at, gone.policy)
                 Path(save).write_bytes(store.blobs.get(summary["sha256"]))
         if json:
             emit({**summary, "lineage": tree})
@@ -112,6 +116,8 @@ def show(
             f"[bold]{plain(summary['campaign'])} / {plain(summary['shot'])} #{summary['variant']}[/]  {summary['id']}"
         )
         out.print(f"review: {plain(summary['review'])}{_waiting(summary)}, {plain(summary['availability'])}")
+        if tree["versions"] and (removed := tree["versions"][0]["removed"]):
+            out.print(f"picture removed on {removed['at'][:10]} by the retention policy: {plain(removed['policy'])}")
         checks = table("Checks", "Check", "Outcome", "Value", "Threshold", "Finding")
         for c in summary["checks"]:
             checks.add_row(

@@ -46,6 +46,7 @@ class Card:
     row_version: int
     sha256: str
     thumbnail: str
+    removed: str
 
 
 class ToSignIn(Exception):
@@ -117,7 +118,8 @@ def card(tile: Tile, address: str) -> Card:
         availability=tile.availability.value, doubts=", ".join(tile.doubts),
         due=tile.due_at.isoformat(timespec="minutes") if tile.due_at else "",
         is_late=tile.due_at is not None and tile.due_at < datetime.now(UTC), row_version=tile.row_version, sha256=tile.sha256 or "",
-        thumbnail=f"/v1/assets/{tile.id}/thumbnails/{tile.sha256}" if tile.sha256 else "",
+        thumbnail=f"/v1/assets/{tile.id}/thumbnails/{tile.sha256}" if tile.sha256 and tile.removed_at is None else "",
+        removed=f"{tile.removed_at:%Y-%m-%d}" if tile.removed_at else "",
     )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ def _whole(session: Session, asset_id: uuid.UUID, who: Principal) -> Asset:
     parts = (
         versions.joinedload(AssetVersion.decisions),
         versions.joinedload(AssetVersion.lineage),
+        versions.joinedload(AssetVersion.removal),
         versions.selectinload(AssetVersion.checks),
     )
     asset = session.get(Asset, asset_id, options=parts)
@@ -88,7 +89,7 @@ def _ways(around: Around, within: Mapping[str, str]) -> dict[str, Any]:
     back, on = ([lists.card(tile, address).href for tile in tiles] for tiles in (around.before, around.later))
     return {
         "next": on[0] if on else None, "previous": back[0] if back else None, "ahead": on,
-        "pictures": [_picture(tile.id, tile.sha256) for tile in around.later if tile.sha256],
+        "pictures": [_picture(tile.id, tile.sha256) for tile in around.later if tile.sha256 and tile.removed_at is None],
     }  # fmt: skip
 
 
@@ -104,6 +105,11 @@ def _versions(asset: Asset, record: Mapping[uuid.UUID, Mapping[str, Any]]) -> li
         settings = record.get(version.id, {}).get("settings", {})
         changes = [] if before is None else changed_settings(before, settings)
         picture = _picture(asset.id, version.sha256)
-        told.append({"number": version.number, "picture": picture, "made_at": version.made_at, "changes": changes})
+        told.append(
+            {
+                "number": version.number, "picture": picture, "made_at": version.made_at, "changes": changes,
+                "removed_at": version.removal and version.removal.made_at,
+            }
+        )  # fmt: skip
         before = settings
     return told[::-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -11,11 +12,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import select
 
+from asset_store import retention
 from asset_store.people.permissions import Action
 from asset_store.repositories import libraries
-from asset_store.reviewing import similar
-from asset_store.tables import Asset, AuditRow, Delivery, Role
-from tests.stories import a_campaign, a_reference, a_sha256, an_approved_asset, an_asset
+from asset_store.retention import Policy
+from asset_store.reviewing import decide, similar
+from asset_store.tables import Asset, AuditRow, Delivery, Role, Verdict
+from tests.stories import a_campaign, a_reference, a_sha256, an_approved_asset, an_asset, an_asset_in_review, picture_of
 from tests.studio.api.conftest import Door
 
 
@@ -132,3 +135,34 @@ def test_what_is_not_approved_is_delivered_nowhere(door: Door, tmp_path: Path) -
     answer = released(lee, asset, asset.row_version)
     assert answer.status_code == 409
     assert not (tmp_path / "web").exists()
+
+
+def test_a_picture_that_was_removed_says_so_wherever_it_is_found(door: Door) -> None:
+    later = datetime.now(UTC) + timedelta(days=31)
+    with door.session() as session:
+        kept, gone = an_asset(session), an_asset_in_review(session)
+        decide.decide(session, gone.id, Verdict.REJECT, "grace", "three ears", picture_of(gone))
+        libraries.save_encoder(session, a_sha256("clip"), "clip", 2, {})
+        vectors = [(picture_of(a), np.array([1, i], dtype=np.float32)) for i, a in enumerate((kept, gone))]
+        similar.remember(session, a_sha256("clip"), vectors)
+        sha256 = picture_of(gone)
+        assert retention.remove(session, [sha256], Policy(30), "flow:sweep", later) == 1
+    vera = door.person("vera", Role.VIEWER, Role.BRAND_LEAD)
+    for kind in ("pictures", "thumbnails"):
+        answer = vera.get(f"/v1/assets/{gone.id}/{kind}/{sha256}")
+        assert (answer.status_code, answer.headers["content-type"]) == (410, "application/problem+json")
+        assert answer.headers["cache-control"] == "no-store"
+        told = answer.json()
+        assert told["type"] == "urn:onmodel:problem:PictureRemoved"
+        assert f"removed on {later.date().isoformat()} by the retention policy" in told["title"]
+    moment = vera.get(f"/v1/assets/{gone.id}").json()["current"]["removed_at"]
+    assert datetime.fromisoformat(moment) == later
+    listed = {a["id"]: a["current"]["removed_at"] for a in vera.get("/v1/assets").json()["assets"]}
+    assert listed == {str(kept.id): None, str(gone.id): moment}
+    (near,) = vera.get(f"/v1/assets/{kept.id}/similar").json()["similar"]
+    assert (near["asset_id"], near["removed_at"]) == (str(gone.id), moment)
+    (version,) = vera.get(f"/v1/assets/{gone.id}/lineage").json()["versions"]
+    assert version["removed"]["policy"] == "rejected for 30 days"
+    etag = vera.get(f"/v1/assets/{gone.id}").headers["ETag"]
+    refused = vera.post(f"/v1/assets/{gone.id}/reopenings", json={"reason": "?"}, headers={"If-Match": etag})
+    assert (refused.status_code, "picture was removed" in refused.json()["title"]) == (409, True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from playwright.sync_api import expect
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from asset_store import retention
 from asset_store.repositories import libraries
-from asset_store.reviewing import similar
-from asset_store.tables import Asset, BrowserSession, Role
-from tests.stories import a_sha256
+from asset_store.retention import Policy
+from asset_store.reviewing import decide, similar
+from asset_store.tables import Asset, BrowserSession, Role, Verdict
+from tests.stories import a_sha256, picture_of
 from tests.studio.pages.conftest import Site
 from tests.studio.pages.test_pages import quiet, states
 
@@ -182,4 +184,27 @@ def test_the_likest_are_gone_through_in_their_order(site: Site) -> None:
     expect(page.locator("[data-room]")).to_have_attribute("data-asset", str(far.id))
     page.keyboard.press("j")
     expect(page.locator("#said")).to_contain_text("no other")
+    quiet(page)
+
+
+def test_a_picture_that_was_removed_is_a_quiet_tile_and_a_room_without_it(site: Site) -> None:
+    gone, _ = site.assets(2)
+    later = datetime.now(UTC) + timedelta(days=31)
+    with site.session() as session:
+        sha256 = picture_of(session.get_one(Asset, gone.id))
+        decide.decide(session, gone.id, Verdict.REJECT, "hedy", "three ears", sha256)
+        assert retention.remove(session, [sha256], Policy(30), "flow:sweep", later) == 1
+    page = site.person("lena", Role.BRAND_LEAD, Role.REVIEWER)
+    failed: list[int] = []
+    page.on("response", lambda answer: failed.append(answer.status) if answer.status >= 400 else None)
+    page.goto(f"{site.address}/assets")
+    told = f"removed on {later.date().isoformat()} by the retention policy"
+    tile = page.locator(f'[data-asset="{gone.id}"]')
+    expect(tile).to_contain_text(told)
+    expect(tile.locator("img")).to_have_count(0)
+    tile.get_by_role("link").click()
+    expect(page.locator("[data-view]")).to_contain_text(told.capitalize())
+    expect(page.get_by_text("Reopen")).to_have_count(0)
+    expect(page.get_by_text("three ears")).to_be_visible()
+    assert failed == []
     quiet(page)
