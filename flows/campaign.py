@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from prefect import flow, runtime, task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -21,7 +20,9 @@ from flows import finishing
 from flows.carrying import carried, state_of
 from flows.contact_sheet import campaign_sheet
 from flows.making import make_all
+from flows.parameters import Actor, BriefAsYaml, Name, Workers
 from flows.planning import plan_campaign, submit_campaign
+from flows.preview import preview_url
 from flows.retrying import if_it_may_pass
 from flows.spending import check_plan, within_budget
 from flows.starting import BriefText, campaign_of, start_campaign
@@ -57,14 +58,20 @@ class CampaignReport:
 
 @flow(name="run-campaign", flow_run_name="{brief_name}")
 async def run_campaign(
-    brief: str, brief_name: str = "brief.yaml", by: str = "prefect", trigger: str = "prefect",
-    workers: int = 1, sheet: str | None = None, folder: str | None = None, reason: str = "",
+    brief: BriefAsYaml, brief_name: Name = "brief.yaml", by: Actor = "prefect", trigger: Name = "prefect",
+    workers: Workers = 1, sheet: str | None = None, folder: str | None = None, reason: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Make what a brief (YAML text) asks for. Killed and started again it makes what is missing, nothing twice.
+    """Make what a brief asks for. Killed and started again it makes what is missing, nothing twice.
 
-    workers: how many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
-    sheet: where to write the contact sheet PNG; it is an artifact of the run in any case.
-    folder: where the brief lies, for the control pictures that it names by a path.
+    Args:
+        brief: The campaign as YAML.
+        brief_name: What the brief is called where its mistakes are told.
+        by: Who asks for it: they may not approve its pictures.
+        trigger: What set it off, as the lineage will say.
+        workers: How many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
+        sheet: Where to write the contact sheet PNG; it is an artifact of the run in any case.
+        folder: Where the brief lies, for the control pictures that it names by a path.
+        reason: What it is for; it stands in the lineage.
     """
     text = BriefText(brief, brief_name, folder)
     run_id = await asyncio.to_thread(_begun, text, by, trigger, reason)
@@ -72,8 +79,14 @@ async def run_campaign(
 
 
 @flow(name="make-campaign", flow_run_name="campaign-{run_id}")
-async def make_campaign(run_id: uuid.UUID, workers: int = 0, sheet: str | None = None) -> dict[str, Any]:
-    """Carry a run that was asked for to its end. Killed and started again it makes what is missing, nothing twice."""
+async def make_campaign(run_id: uuid.UUID, workers: Workers = 0, sheet: str | None = None) -> dict[str, Any]:
+    """Carry a run that was asked for to its end. Killed and started again it makes what is missing, nothing twice.
+
+    Args:
+        run_id: The run, which says what is asked for, by whom and why.
+        workers: How many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
+        sheet: Where to write the contact sheet PNG; it is an artifact of the run in any case.
+    """
     return await carry_campaign(run_id, workers, sheet)
 
 
@@ -195,18 +208,6 @@ def _draw_sheet(campaign_id: uuid.UUID, path: str | None) -> tuple[str | None, s
         target.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(target, optimize=True)
         return str(target), preview_url(sheet)
-
-
-def preview_url(sheet: Image.Image) -> str:
-    """A picture as a small data address, for an artifact that Prefect's UI shows."""
-    import base64
-    import io
-
-    small = sheet.copy()
-    small.thumbnail((1200, 1200))
-    out = io.BytesIO()
-    small.save(out, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _markdown(result: CampaignReport) -> str:

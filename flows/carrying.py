@@ -16,6 +16,7 @@ from asset_store.repositories import runs
 from asset_store.repositories.schedules import Spent
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, AssetVersion, Job, Run, RunState
+from flows.linking import link_to_page
 from flows.wiring import open_store
 from ipadapter_engine.errors import EngineError
 
@@ -31,6 +32,8 @@ async def carried(run_id: uuid.UUID, look: Look | None = None) -> AsyncIterator[
     """
     try:
         async with _pulse(run_id, look):
+            with suppress(Exception):  # a link that cannot be shown is no reason not to make pictures
+                await link_to_page(run_id)
             yield
     except (OnmodelError, EngineError) as error:
         await asyncio.to_thread(_failed, run_id, f"{error.message}. {error.next_step}")

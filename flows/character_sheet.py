@@ -18,10 +18,12 @@ from asset_store.repositories import runs
 from asset_store.reviewing import retaking
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, CheckOutcome, Job, JobState, Run, RunState
-from flows.campaign import conclude, preview_url
+from flows.campaign import conclude
 from flows.carrying import carried, state_of
 from flows.making import make_all
+from flows.parameters import Workers
 from flows.planning import plan_campaign, submit_campaign
+from flows.preview import preview_url
 from flows.retake_plan import Wishes, plan_retake
 from flows.retrying import if_it_may_pass
 from flows.sheet_request import request_of
@@ -30,10 +32,12 @@ from flows.wiring import engine, open_store
 
 
 @flow(name="make-character-sheet", flow_run_name="sheet-{run_id}")
-async def make_character_sheet(run_id: uuid.UUID, workers: int = 0) -> dict[str, Any]:
+async def make_character_sheet(run_id: uuid.UUID, workers: Workers = 0) -> dict[str, Any]:
     """Carry a run to its end: its result, or what it came to. Killed and started again it goes on where it was.
 
-    workers: how many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
+    Args:
+        run_id: The run, which says what is asked for, by whom and why.
+        workers: How many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
     """
     async with carried(run_id):
         await _made(run_id, workers)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from sqlalchemy import select
 
-from asset_store.tables import Asset, Campaign, CheckOutcome, Job
+from asset_store.tables import Asset, Brand, Campaign, CheckOutcome, Job, Library, Reference, ReferenceState
 from flows.library import picture_of
 from flows.recipes import BY_CONTROL
 from flows.wiring import Store
 
 TILE_PX, GAP_PX, MARGIN_PX, LABEL_PX, HEAD_PX = 148, 12, 28, 40, 84
-MAX_PICTURES, MAX_REFERENCES, MAX_SHOTS = 8, 2, 40
+MAX_PICTURES, MAX_REFERENCES, MAX_SHOTS, MAX_NEW = 8, 2, 40, 32
 PAPER, INK, FAINT, LINE = (250, 249, 246), (34, 32, 38), (122, 118, 126), (226, 222, 214)
 GOOD, WARN, BAD = (38, 132, 82), (196, 128, 18), (196, 52, 52)
 
@@ -122,6 +123,26 @@ def campaign_sheet(store: Store, campaign_id: uuid.UUID) -> Image.Image | None:
         told = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         day = campaign.made_at.date().isoformat()
         return compose(f"{campaign.brand.title}: {campaign.name}", f"{day} · {len(assets)} pictures · {told}", rows)
+
+
+def reference_sheet(store: Store, library_id: uuid.UUID, keys: Sequence[str]) -> Image.Image | None:
+    """References of a library at these keys, the first MAX_NEW of them, a row a character; None where there is none."""
+    with store.database.transaction() as session:
+        library = session.get_one(Library, library_id)
+        brand = session.get_one(Brand, library.brand_id)
+        asked = select(Reference).where(Reference.library_id == library_id, Reference.key.in_(keys))
+        found = session.scalars(asked.where(Reference.state == ReferenceState.ACTIVE).order_by(Reference.key)).all()
+        by_character: dict[str, list[Tile]] = {}
+        for r in found[:MAX_NEW]:
+            who = r.character.name if r.character is not None else "no character"
+            by_character.setdefault(who, []).append(Tile(picture_of(store, r.sha256), r.role, r.key, GOOD))
+        rows = [
+            Row(who if start == 0 else "", "", [], tiles[start : start + MAX_PICTURES])
+            for who, tiles in by_character.items()
+            for start in range(0, len(tiles), MAX_PICTURES)
+        ]
+        told = f"{len(found)} new references" + (f", {MAX_NEW} shown" if len(found) > MAX_NEW else "")
+        return compose(brand.title or brand.name, told, rows) if rows else None
 
 
 def made_from(store: Store, recipe: dict[str, Any]) -> list[Tile]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from prefect import flow, task
-from prefect.artifacts import acreate_markdown_artifact
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from asset_store import audit, retention
@@ -31,6 +31,9 @@ from asset_store.pictures import PictureLimits, open_picture, pixel_sha256
 from asset_store.repositories import libraries
 from asset_store.repositories.libraries import NewReference
 from asset_store.tables import Library, ReferenceState
+from flows.accelerator import accelerator
+from flows.parameters import Actor, Place
+from flows.preview import preview_url
 from flows.progress import report
 from flows.retrying import if_it_may_pass
 from flows.wiring import Store, address_of, engine, open_library, open_store
@@ -76,31 +79,47 @@ class _Plan:
 
 
 @flow(name="ingest-library", flow_run_name="ingest {url}", retries=0)
-async def ingest_library(url: str, by: str = "schedule") -> dict[str, Any]:
-    """Load a reference library from an S3 prefix or a folder. Safe to repeat: unchanged pictures cost a listing."""
+async def ingest_library(url: Place, by: Actor = "schedule") -> dict[str, Any]:
+    """Load a reference library from an S3 prefix or a folder. Safe to repeat: unchanged pictures cost a listing.
+
+    Args:
+        url: The library's place: s3://bucket/prefix or a folder of the machine that runs this.
+        by: Who asks for it, as the audit will say.
+    """
     url = address_of(url)
     plan, encoder_name = await asyncio.to_thread(_with_store, _prepare, url, by)
     done = plan.report
     total = len(plan.fetch) + len(plan.embed_only)
     report("references", 0, total)
     position = 0
-    for chunk in _chunks(plan.fetch, CHUNK):
-        result = await load_references(url, plan.library_id, [o.key for o in chunk], position, total)
-        done.loaded += result["loaded"]
-        done.embedded += result["embedded"]
-        done.quarantined += [Refusal(**q) for q in result["quarantined"]]
-        position += len(chunk)
-    for sha256s in _chunks(plan.embed_only, CHUNK):
-        done.embedded += await embed_references(list(sha256s), position, total)
-        position += len(sha256s)
+    async with accelerator(needed=total > 0):
+        for chunk in _chunks(plan.fetch, CHUNK):
+            result = await load_references(url, plan.library_id, [o.key for o in chunk], position, total)
+            done.loaded += result["loaded"]
+            done.embedded += result["embedded"]
+            done.quarantined += [Refusal(**q) for q in result["quarantined"]]
+            position += len(chunk)
+        for sha256s in _chunks(plan.embed_only, CHUNK):
+            done.embedded += await embed_references(list(sha256s), position, total)
+            position += len(sha256s)
     await asyncio.to_thread(_with_store, _note_ingest, plan.library_id, by, done)
     await acreate_markdown_artifact(_markdown(done, encoder_name), key="ingest-report", description=f"Ingest of {url}")
+    if done.loaded:
+        keys = [o.key for o in plan.fetch]
+        if (sheet := await asyncio.to_thread(_with_store, _draw, plan.library_id, keys)) is not None:
+            await acreate_image_artifact(preview_url(sheet), key="new-references", description=f"New in {url}")
     return done.as_json()
 
 
 def _with_store(action: Any, *args: Any) -> Any:
     with open_store() as store:
         return action(store, *args)
+
+
+def _draw(store: Store, library_id: uuid.UUID, keys: Sequence[str]) -> Image.Image | None:
+    from flows.contact_sheet import reference_sheet  # that opens pictures as this module does
+
+    return reference_sheet(store, library_id, keys)
 
 
 def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
@@ -270,7 +289,9 @@ def _load(store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset
                 library = session.get_one(Library, library_id)
                 again = retention.call_off(session, set(good))
                 for f in batch:
-                    if f.reference is not None and f.reference.sha256 in again:  # a picture that was removed is a reference now
+                    if (
+                        f.reference is not None and f.reference.sha256 in again
+                    ):  # a picture that was removed is a reference now
                         store.blobs.put(source.read(f.found.key, max_bytes=reader.limits.max_bytes))
                     if f.reference is not None:
                         libraries.save_reference(session, library, f.reference, file)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from asset_store.repositories import jobs as job_table
 from asset_store.tables import JobState
+from flows.accelerator import where_it_is_made_here
 from flows.progress import report
 from flows.wiring import Store, engine, open_store
 from flows.worker import Worker
@@ -23,6 +24,7 @@ GROUP = 64  # pictures a Prefect task waits for
 OUTAGE_S = 120.0  # how long a worker of this process waits for a database that went away
 
 
+@where_it_is_made_here
 async def make_all(keys: list[str], workers: int) -> float:
     """Have every job made, by `workers` in this process or, with 0, by those elsewhere; the engine's seconds here.
 

@@ -5,22 +5,36 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 from sqlalchemy import select
 
 from asset_store.errors import BlobStoreUnreachable, DatabaseUnreachable, DeliveryFailed, StoreError
 from asset_store.tables import Asset
 from flows.delivering import deliver
+from flows.parameters import Actor, Place
 from flows.progress import report
 from flows.wiring import open_store
 
 
 @flow(name="release-assets")
-async def release_assets(asset_ids: list[uuid.UUID], to: str, by: str, channel: str = "folder") -> dict[str, Any]:
-    """Deliver approved assets. Each stands alone: one that is refused does not hold up the others."""
+async def release_assets(
+    asset_ids: list[uuid.UUID],
+    to: Place,
+    by: Actor,
+    channel: Annotated[str, Field(min_length=1, max_length=100)] = "folder",
+) -> dict[str, Any]:
+    """Deliver approved assets. Each stands alone: one that is refused does not hold up the others.
+
+    Args:
+        asset_ids: Ids of the assets.
+        to: Where the files go: s3://bucket/prefix or a folder of the machine that runs this.
+        by: Who releases them, as the audit will say.
+        channel: What the place is called in the record.
+    """
     released: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     for i, asset_id in enumerate(asset_ids):

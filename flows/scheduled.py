@@ -17,7 +17,9 @@ from flows.wiring import open_store
 async def act_on_schedule(schedule_id: UUID, campaign: str = "") -> list[str]:
     """Start what a schedule's rules say for its times that have come; the ids of the runs. Early, late or twice, each time is acted on once.
 
-    campaign: what Prefect shows of it.
+    Args:
+        schedule_id: The schedule, as `onmodel campaign list --json` names it.
+        campaign: What Prefect shows of it.
     """
 
     def work() -> list[str]:

@@ -42,6 +42,7 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_batch: int | None = Field(None, ge=1, le=256)
+    gpus: int = Field(1, ge=1, le=10_000, description="of all machines: so many trainings and runs share them at once")
 
 
 class IngestSettings(BaseModel, frozen=True, extra="forbid"):
@@ -146,6 +147,13 @@ class QuotaSettings(BaseModel, frozen=True, extra="forbid"):
     asker: int | None = Field(1000, ge=0, description="of each person and key; empty: as many as they like")
 
 
+class PrefectSettings(BaseModel, frozen=True, extra="forbid"):
+    """Of Prefect's server, besides its own settings (PREFECT_…)."""
+
+    ui_url: str | None = Field(None, description="where its UI is; unset: PREFECT_UI_URL, or beside PREFECT_API_URL")
+    alerts_url: SecretStr | None = Field(None, description="a webhook or chat that is told of runs that failed")
+
+
 class RetentionSettings(BaseModel, frozen=True, extra="forbid"):
     """How long pictures are kept; empty: for ever."""
 
@@ -161,13 +169,14 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings(url=None)
     blobs: BlobSettings = BlobSettings(url=None)
     s3: S3Settings = S3Settings(endpoint_url=None)
-    engine: EngineSettings = EngineSettings(base=None, adapter=None, encoder=None)
+    engine: EngineSettings = EngineSettings(base=None, adapter=None, encoder=None, gpus=1)
     ingest: IngestSettings = IngestSettings()
     schedule: ScheduleSettings = ScheduleSettings(library=None)
     smtp: SmtpSettings = SmtpSettings(port=587)
     delivery: DeliverySettings = DeliverySettings(places={})
     quota: QuotaSettings = QuotaSettings(brand=5000, asker=1000)
     retention: RetentionSettings = RetentionSettings(rejected_days=None)
+    prefect: PrefectSettings = PrefectSettings(ui_url=None, alerts_url=None)
     telling: TellingSettings = TellingSettings(address="", allow_private=False)
     oidc: OidcSettings = OidcSettings(issuer=None)
 
@@ -216,3 +225,13 @@ def configure_prefect(settings: Settings, *, verbose: bool = False) -> None:
 def prefect_api() -> str | None:
     """The address of the Prefect server that the user has named, if any."""
     return os.environ.get("PREFECT_API_URL") or None
+
+
+def prefect_ui(settings: Settings) -> str | None:
+    """The address of Prefect's UI, without a slash at its end; None where there is none, or nobody knows."""
+    if settings.prefect.ui_url is not None:
+        return settings.prefect.ui_url.rstrip("/") or None
+    if named := os.environ.get("PREFECT_UI_URL"):
+        return named.rstrip("/")
+    api = prefect_api()
+    return api.rstrip("/").removesuffix("/api") if api is not None and api.rstrip("/").endswith("/api") else None

@@ -6,11 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 
+from flows.accelerator import accelerator
+from flows.parameters import Actor, Crop, Name, Place, Variant
 from flows.progress import report
 from flows.retrying import if_it_may_pass
 from flows.training_report import show
@@ -24,34 +27,49 @@ OnStep = Callable[[str, int, int], None]
 
 @flow(name="train-character", flow_run_name="train {character}")
 async def train_character_model(
-    character: str, by: str = "schedule", references: list[str] | None = None, settings: dict[str, Any] | None = None
+    character: Name, by: Actor = "schedule", references: list[str] | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Train a LoRA of a character of the library and record it as its next version.
 
-    character: `name` or `brand/name`. references: keys in the library; by default its most typical identity
-    references, 3 to 8. settings: fields of CharacterTraining. Killed and started again it goes on from its last
-    checkpoint; the same training is recorded once.
+    Killed and started again it goes on from its last checkpoint; the same training is recorded once.
+
+    Args:
+        character: A character of the library: its name, or brand/name where several brands have one of that name.
+        by: Who asks for it, as the audit will say.
+        references: Keys in the library; by default its most typical identity references, 3 to 8.
+        settings: Fields of CharacterTraining that differ from its own, such as steps, rank, lr, size_px, seed.
     """
     plan, known = await plan_character(character, references, settings or {})
     if known is None:
-        known = await train_planned_character(plan, by)
+        async with accelerator():
+            known = await train_planned_character(plan, by)
         await show(f"{plan.name} version {known['version']}", known, Path(known["folder"]))
     return {**known, "chosen": list(plan.chosen)}
 
 
 @flow(name="train-adapter", flow_run_name="train {variant} adapter")
 async def train_adapter_model(
-    data: str, out: str, variant: str = "base", by: str = "schedule", base: str | None = None,
-    encoder: str | None = None, settings: dict[str, Any] | None = None, size_px: int | None = None,
-    crop: str = "centre",
+    data: Place, out: Place, variant: Variant = "base", by: Actor = "schedule", base: str | None = None,
+    encoder: str | None = None, settings: dict[str, Any] | None = None,
+    size_px: Annotated[int | None, Field(ge=8, le=4096)] = None, crop: Crop = "centre",
 ) -> dict[str, Any]:  # fmt: skip
     """Train an adapter on a folder of pictures and captions, or on the studio's own pictures, and record it.
 
-    settings: fields of AdapterTraining. The file, its log and its sheets are in `out`, where a rerun goes on.
+    Args:
+        data: A folder of pictures and captions on the machine that runs this, or: studio.
+        out: The folder where the file, its log and its sheets go, and where a rerun goes on.
+        variant: base reads pooled embeddings, plus the hidden states through a resampler.
+        by: Who asks for it, as the audit will say.
+        base: A diffusers folder; by default that of ONMODEL_ENGINE__BASE, else the studio model.
+        encoder: The folder of the CLIP image encoder.
+        settings: Fields of AdapterTraining that differ from its own, such as steps, batch_size, lr, seed.
+        size_px: The side of the training pictures; by default the base's own.
+        crop: What of a picture that is not square is seen.
     """
     paths = {"base": base, "encoder": encoder}
     told = {**(settings or {}), "variant": variant}
-    made = await train_planned_adapter(data, out, paths, told, size_px, crop, by)
+    async with accelerator():
+        made = await train_planned_adapter(data, out, paths, told, size_px, crop, by)
     await show(f"adapter {made['name']} version {made['version']}", made, Path(out))
     return made
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from sqlalchemy.orm import Session
 from asset_store.repositories import models
 from asset_store.rights import licences
 from asset_store.tables import TrainedModel
+from flows.preview import preview_url
 from flows.training_references import today
 from flows.wiring import open_store
 
@@ -53,15 +52,8 @@ async def show(title: str, told: dict[str, Any], folder: Path) -> None:
     await acreate_markdown_artifact("\n".join(rows), key="training-report", description=f"Training of {title}")
     curve = loss_curve(losses)
     curve.save(folder / "loss.png", optimize=True)
-    await acreate_image_artifact(_data_url(curve), key="loss-curve", description=f"Loss of {title}")
+    await acreate_image_artifact(preview_url(curve), key="loss-curve", description=f"Loss of {title}")
     sheets = sorted((folder / "sheets").glob(f"{name}-*.png"))
     if sheets:
         with Image.open(sheets[-1]) as sheet:
-            await acreate_image_artifact(_data_url(sheet), key="training-sheet", description=f"Sheet of {title}")
-
-
-def _data_url(picture: Image.Image) -> str:
-    small, out = picture.convert("RGB"), io.BytesIO()
-    small.thumbnail((1200, 1200))
-    small.save(out, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+            await acreate_image_artifact(preview_url(sheet), key="training-sheet", description=f"Sheet of {title}")

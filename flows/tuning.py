@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import scipy.stats  # type: ignore[import-untyped]
@@ -17,6 +17,7 @@ from PIL import Image
 from prefect import flow, task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 from sqlalchemy import select
 
 from asset_store.errors import NotFound, StoreError
@@ -29,15 +30,16 @@ from asset_store.rights import licences
 from asset_store.tables import Job, JobState, Preset
 from flows import recipe_keys, recipes
 from flows.brief import Making
-from flows.campaign import preview_url
 from flows.choosing import unit
 from flows.curve import draw_curve
 from flows.making import make_all
+from flows.parameters import Actor, Name, Workers
+from flows.preview import preview_url
 from flows.progress import report
 from flows.retrying import if_it_may_pass
 from flows.search import ALL_STEPS, TEXT_ONLY, Outcome, Point, Setting, search
 from flows.text_tower import text_tower
-from flows.tuning_plan import DIGITS, SEEDS, Plan, plan_tuning
+from flows.tuning_plan import DIGITS, MOST_SEEDS, SEEDS, Plan, plan_tuning
 from flows.wiring import Store, engine, open_store
 
 CONFIDENCE = 0.95
@@ -45,13 +47,23 @@ CONFIDENCE = 0.95
 
 @flow(name="tune-character", flow_run_name="tune {character}")
 async def tune_character(
-    character: str, brand: str | None = None, by: str = "schedule", prompts: list[str] | None = None,
-    seeds: int = SEEDS, share: float | None = None, windows: bool = False, workers: int = 1,
+    character: Name, brand: str | None = None, by: Actor = "schedule", prompts: list[str] | None = None,
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = SEEDS, share: Annotated[float | None, Field(ge=0, le=1)] = None,
+    windows: bool = False, workers: Workers = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Search a character's scale, and with `windows` its window, and store what was found as its next preset.
 
-    share: how much of the text-only figure of following the prompt must be left; None: by the measure there is.
     Killed and started again it makes only the pictures that are missing.
+
+    Args:
+        character: A character of the library.
+        brand: Its brand, where several have one of that name.
+        by: Who asks for it, as the audit will say.
+        prompts: What is made with each setting; by default prompts of the studio.
+        seeds: Pictures of each prompt and setting.
+        share: How much of the text-only figure of following the prompt must be left; by default by the measure there is.
+        windows: Search the window of steps, too.
+        workers: How many make pictures inside this process; 0 leaves it to workers elsewhere.
     """
     plan = await asyncio.to_thread(_with_store, plan_tuning, character, brand, prompts, seeds, share)
     steps = search(plan.share, windows=windows)

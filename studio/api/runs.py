@@ -21,6 +21,7 @@ from asset_store.errors import NotFound, NotSignedIn
 from asset_store.people.permissions import Action, Principal
 from asset_store.repositories import runs
 from asset_store.tables import Brand, Run, RunKind
+from flows.settings import Settings, prefect_ui
 from flows.sheet_request import SheetRequest
 from flows.starting import start_sheet
 from flows.wiring import Store
@@ -77,7 +78,7 @@ class ReportOut(Answer):
 
 
 class RunOut(Answer):
-    """`done` of `total` pictures are made; `events` is where its progress is told as it comes.
+    """`done` of `total` pictures are made; `events` is where its progress is told as it comes; `flow_run` is its page in Prefect's UI.
 
     made_pictures, gpu_s: what it used; due_at: the time of the schedule that it is of.
     """
@@ -102,23 +103,31 @@ class RunOut(Answer):
     made_pictures: int
     gpu_s: float
     events: str
+    flow_run: str | None = None
     sheet: SheetOut | None = None
     report: ReportOut | None = None
 
     @classmethod
-    def of(cls, run: Run) -> RunOut:
+    def of(cls, run: Run, settings: Settings | None = None) -> RunOut:
+        """settings: those that say where Prefect's UI is."""
         return cls(
             id=run.id, kind=run.kind.value, brand=run.brand.name, state=run.state.value, phase=run.phase, done=run.done,
             total=run.total, pictures=run.pictures, requested_by=run.requested_by, reason=run.reason, trigger=run.trigger,
             problem=run.problem, campaign_id=run.campaign_id, made_at=run.made_at, finished_at=run.finished_at,
             schedule_id=run.schedule_id, due_at=run.due_at, made_pictures=run.made_pictures, gpu_s=round(run.gpu_s, 3),
             events=f"/v1/runs/{run.id}/events", sheet=_sheet(run), report=_report(run),
+            flow_run=None if settings is None else _in_prefect(run, settings),
         )  # fmt: skip
 
 
 class RunsOut(Answer):
     runs: list[RunOut]
     next_after: str | None
+
+
+def _in_prefect(run: Run, settings: Settings) -> str | None:
+    ui = prefect_ui(settings)
+    return None if ui is None or run.flow_run_id is None else f"{ui}/runs/flow-run/{run.flow_run_id}"
 
 
 def _sheet(run: Run) -> SheetOut | None:
@@ -166,7 +175,7 @@ def get_runs(who: Who, store: StoreDep, after: Line = None, limit: Annotated[int
     within = who.brands(Action.VIEW)
     with store.database.reading() as session:
         page = runs.page(session, None if within is None else list(within), after, limit)
-        return RunsOut(runs=[RunOut.of(run) for run in page.runs], next_after=page.next_after)
+        return RunsOut(runs=[RunOut.of(run, store.settings) for run in page.runs], next_after=page.next_after)
 
 
 @router.get("/runs/{run_id}")
@@ -231,7 +240,7 @@ async def _changes(
 
 def _told(store: Store, run_id: uuid.UUID, who: Principal) -> RunOut:
     with store.database.reading() as session:
-        return RunOut.of(_seen(session, run_id, who))
+        return RunOut.of(_seen(session, run_id, who), store.settings)
 
 
 @router.post("/runs/{run_id}/cancellation")
@@ -239,7 +248,7 @@ def cancel(run_id: uuid.UUID, who: Who, store: StoreDep) -> RunOut:
     """End a run: what is not made yet is not made, and a worker that is at it stops. Again, it changes nothing."""
     with store.database.transaction() as session:
         _seen(session, run_id, who, Action.PRODUCE)
-        return RunOut.of(runs.cancel(session, run_id, who.actor))
+        return RunOut.of(runs.cancel(session, run_id, who.actor), store.settings)
 
 
 @router.get(

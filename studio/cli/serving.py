@@ -38,6 +38,10 @@ def up(
 
         signal.signal(signal.SIGTERM, _ended)
         settings = load_settings()
+        if (
+            prefect and prefect_api() is None and settings.prefect.ui_url is None
+        ):  # the server that is started here has no UI
+            settings = settings.model_copy(update={"prefect": settings.prefect.model_copy(update={"ui_url": ""})})
         with ExitStack() as running:
             server = running.enter_context(listening(host, port))
             address = f"http://{host}:{server.getsockname()[1]}"

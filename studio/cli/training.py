@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,9 @@ Accumulate = Annotated[int | None, typer.Option(min=1, help="Batches that one st
 Rate = Annotated[float | None, typer.Option("--lr", help="AdamW's learning rate; default 0.0001.")]
 Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 on a GPU, fp32 on a CPU.")]
 Size = Annotated[int | None, typer.Option("--size", help="Side of the pictures in px; default: the base's own.")]
-Crop = Annotated[str, typer.Option(help="centre: the middle of a picture; pad: all of it, on white.")]
+Crop = Annotated[
+    Literal["centre", "pad"], typer.Option(help="centre: the middle of a picture; pad: all of it, on white.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed is another training.")]
 SheetEvery = Annotated[int | None, typer.Option(min=0, help="Draw a sheet of pictures every so many steps.")]
 CheckpointEvery = Annotated[
@@ -32,7 +34,7 @@ CheckpointEvery = Annotated[
 def train_adapter(
     data: Annotated[str, typer.Option("--data", help="A folder of pictures and captions, or: studio.")],
     to: Annotated[Path, typer.Option("--out", help="Where the adapter, its log and its sheets go.")],
-    variant: Annotated[str, typer.Option(help="base (4 tokens) or plus (16 tokens).")] = "base",
+    variant: Annotated[Literal["base", "plus"], typer.Option(help="base (4 tokens) or plus (16 tokens).")] = "base",
     name: Annotated[str | None, typer.Option(help="What the engine calls it: identity, plus, style, …")] = None,
     base: Annotated[
         Path | None, typer.Option(help="A diffusers folder; default: ONMODEL_ENGINE__BASE, else the studio model.")

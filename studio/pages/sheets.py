@@ -48,7 +48,7 @@ def run_page(run_id: uuid.UUID, request: Request, store: StoreDep) -> Response:
         run = session.get(Run, run_id)
         need(who, Action.VIEW, None if run is None else run.brand_id, "run", run_id)
         assert run is not None
-        told, may_cancel = RunOut.of(run), who.may(Action.PRODUCE, run.brand_id)
+        told, may_cancel = RunOut.of(run, store.settings), who.may(Action.PRODUCE, run.brand_id)
         if run.kind is RunKind.CAMPAIGN:
             return page(request, "campaign_run.html", who, run=told, brief=run.request["brief"], may_cancel=may_cancel)
         asked = SheetRequest.model_validate(run.request)

@@ -30,6 +30,7 @@ from flows.sheet_result import alike, conclude_sheet
 from flows.starting import start_one, start_sheet
 from flows.wiring import engine, open_store
 from flows.worker import Worker
+from tests.prefect_server import PrefectServer
 from tests.studio_home import Home
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -90,6 +91,19 @@ def test_a_sheet_is_made_drawn_and_put_into_review(ingested: Home) -> None:
     run = run_of(ingested, run_id)
     assert (run.done, run.total, run.phase) == (3, 3, "succeeded")
     assert run.flow_run_id is not None
+
+
+def test_the_flow_run_has_the_sheet_and_a_link_to_its_page(
+    ingested: Home, prefect: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONMODEL_TELLING__ADDRESS", "https://onmodel.example/")
+    run_id = begun(ingested, views=["front"])
+    made(run_id)
+    flow_run = run_of(ingested, run_id).flow_run_id
+    artifacts = prefect.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}})
+    shown = {a["key"]: a["data"] for a in artifacts}
+    assert f"(https://onmodel.example/runs/{run_id})" in shown["run-page"]
+    assert "character-sheet" in shown
 
 
 def test_cells_that_are_off_model_are_tried_again_and_say_so(ingested: Home) -> None:

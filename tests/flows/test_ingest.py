@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -155,8 +157,11 @@ def test_a_run_shows_in_prefect_with_its_report_as_an_artifact(home: Home, prefe
     runs = prefect.ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
     assert runs[0]["state"]["type"] == "COMPLETED"
     artifacts = prefect.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
-    assert [a["key"] for a in artifacts] == ["ingest-report"]
-    assert "16 loaded" in artifacts[0]["data"]
+    shown = {a["key"]: a["data"] for a in artifacts}
+    assert sorted(shown) == ["ingest-report", "new-references"]
+    assert "16 loaded" in shown["ingest-report"]
+    picture = base64.b64decode(shown["new-references"].removeprefix("data:image/webp;base64,"))
+    assert Image.open(io.BytesIO(picture)).width > 600
     deadline = time.monotonic() + 30  # the server records task runs a moment after they end
     tags: set[str] = set()
     while "library" not in tags and time.monotonic() < deadline:

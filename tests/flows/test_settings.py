@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flows.settings import OidcSettings, Settings
+from flows.settings import OidcSettings, Settings, load_settings, prefect_ui
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,24 @@ def test_an_empty_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"ONMODEL_OIDC__{name}", "")
     oidc = Settings().oidc
     assert (oidc.issuer, oidc.client_secret, oidc.domains) == (None, None, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("told", "ui"),
+    [
+        ({}, None),
+        ({"PREFECT_API_URL": "http://prefect:4200/api"}, "http://prefect:4200"),
+        ({"PREFECT_API_URL": "http://prefect:4200/v3"}, None),
+        ({"PREFECT_API_URL": "http://prefect:4200/api", "PREFECT_UI_URL": "https://ui.example/"}, "https://ui.example"),
+        ({"PREFECT_UI_URL": "https://ui.example", "ONMODEL_PREFECT__UI_URL": "https://ours.example"}, "https://ours.example"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:1/api", "ONMODEL_PREFECT__UI_URL": ""}, None),
+    ],
+)  # fmt: skip
+def test_prefects_ui_is_where_somebody_said_or_beside_its_api(
+    told: dict[str, str], ui: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_UI_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert prefect_ui(load_settings()) == ui

@@ -140,6 +140,19 @@ def test_so_many_runs_are_followed_at_once_and_no_more(bobo: Door, monkeypatch: 
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "15")
 
 
+def test_a_run_says_where_prefect_shows_it(bobo: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    pat = bobo.person("pat", Role.PRODUCER)
+    run_id = ask(pat).json()["id"]
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
+    assert pat.get(f"/v1/runs/{run_id}").json()["flow_run"] is None  # no flow carries it yet
+    with bobo.session() as session:
+        assert runs.beat(session, uuid.UUID(run_id), flow_run_id="4f2a")
+    assert pat.get(f"/v1/runs/{run_id}").json()["flow_run"] == "http://prefect:4200/runs/flow-run/4f2a"
+    assert 'href="http://prefect:4200/runs/flow-run/4f2a"' in pat.get(f"/runs/{run_id}").text
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert "in Prefect" not in pat.get(f"/runs/{run_id}").text
+
+
 def test_cancelling_is_on_record_and_may_be_said_again(bobo: Door) -> None:
     client = bobo.person("olga", Role.PRODUCER)
     run = ask(client).json()
