@@ -17,7 +17,10 @@ from flows.wiring import Store
 from studio.api.app import create_app
 from studio.api.limits import Rate
 from tests.oidc_provider import SECRET
+from tests.studio.making import studio
 from tests.studio.served import UNLIMITED, House, Open, served
+
+__all__ = ["house", "studio"]
 
 
 @pytest.fixture

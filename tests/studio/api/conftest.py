@@ -50,10 +50,13 @@ class Door:
         return self.nobody(cookies={COOKIE: cookie}, headers={CSRF_HEADER: csrf_of(cookie)})
 
     def key(self, name: str, owner: str, *scopes: Action, brand: str | None = None) -> TestClient:
+        return self.nobody(headers={"Authorization": f"Bearer {self.secret(name, owner, *scopes, brand=brand)}"})
+
+    def secret(self, name: str, owner: str, *scopes: Action, brand: str | None = None) -> str:
         with self.session() as session:
             may = set(scopes) or set(Action) - NEVER_BY_KEY
             _, secret = passes.make_key(session, owner, name, may, timedelta(days=1), "system", brand)
-        return self.nobody(headers={"Authorization": f"Bearer {secret}"})
+        return secret
 
 
 @pytest.fixture
