@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session, joinedload
 from asset_store import audit
 from asset_store.errors import AccountRefused, NotFound, NotSignedIn
 from asset_store.people.accounts import brand_id_of, get_person, principal_of
-from asset_store.people.permissions import NEVER_BY_KEY, Action, Principal
+from asset_store.people.permissions import BY_AGENT, NEVER_BY_KEY, Action, Principal
+from asset_store.reviewing.decide import AGENT, KEY
 from asset_store.tables import ApiKey, BrowserSession, Person, SignInLink
 
 LINK_FOR = timedelta(minutes=15)
@@ -107,10 +108,11 @@ def end_other_sessions(session: Session, person_id: uuid.UUID, but: str) -> int:
 
 
 def make_key(
-    session: Session, owner: str, name: str, scopes: Collection[Action], lasts: timedelta, by: str, brand: str | None = None
+    session: Session, owner: str, name: str, scopes: Collection[Action], lasts: timedelta, by: str, brand: str | None = None,
+    agent: bool = False,
 ) -> tuple[ApiKey, str]:  # fmt: skip
-    """A key for a program, and its secret, which is shown this once. AccountRefused where it would be for ever, for
-    nothing, or for what no key may."""
+    """A key for a program, or for an AI agent, and its secret, which is shown this once. AccountRefused where it would be for ever,
+    for nothing, or for what no key, or no agent, may."""
     person = get_person(session, owner)
     name = name.strip()
     if not name or len(name) > 80 or not name.isprintable():
@@ -119,13 +121,18 @@ def make_key(
         raise AccountRefused(f"there is a key {name} already", "Choose another name: names stay in the record.")
     if refused := sorted(set(scopes) & NEVER_BY_KEY):
         raise AccountRefused(f"no key may {', '.join(refused)}: people do", "Leave these scopes out.")
+    if agent and (refused := sorted(set(scopes) - BY_AGENT)):
+        raise AccountRefused(
+            f"no agent may {', '.join(refused)}: agents ask, people decide",
+            f"Give it some of {', '.join(sorted(BY_AGENT))}.",
+        )
     if not scopes or not timedelta(0) < lasts <= LONGEST_KEY:
         raise AccountRefused("a key needs scopes, and an end within a year", "Give both.")
     brand_id = brand_id_of(session, brand)
     secret = KEY_PREFIX + new_token()
     key = ApiKey(
         name=name, sha256=hash_of(secret), owner_id=person.id, scopes=sorted(s.value for s in scopes), brand_id=brand_id,
-        expires_at=datetime.now(UTC) + lasts,
+        expires_at=datetime.now(UTC) + lasts, agent=agent,
     )  # fmt: skip
     session.add(key)
     session.flush()
@@ -135,13 +142,14 @@ def make_key(
         "scopes": key.scopes,
         "brand": brand,
         "until": key.expires_at.isoformat(),
+        "agent": agent,
     }
     audit.record(session, by, "make key", f"key {key.id}", told)
     return key, secret
 
 
 def principal_of_key(session: Session, secret: str) -> Principal:
-    """What a key may: its scopes, of what its owner may. NotSignedIn where it is unknown, revoked or over."""
+    """What a key may: its scopes, of what its owner may, and of what agents may where it is one's. NotSignedIn where it is unknown, revoked or over."""
     now = datetime.now(UTC)
     whole = joinedload(ApiKey.owner).joinedload(Person.grants)
     key = session.scalars(select(ApiKey).where(ApiKey.sha256 == hash_of(secret)).options(whole)).unique().one_or_none()
@@ -151,8 +159,9 @@ def principal_of_key(session: Session, secret: str) -> Principal:
         session.execute(update(ApiKey).where(ApiKey.id == key.id).values(used_at=now))
     scopes = frozenset(Action(s) for s in key.scopes if s in set(Action))
     return replace(
-        principal_of(key.owner), actor=f"key:{key.name} of {key.owner.handle}", scopes=scopes, only_brand=key.brand_id
-    )
+        principal_of(key.owner), actor=f"{AGENT if key.agent else KEY}{key.name} of {key.owner.handle}", scopes=scopes,
+        only_brand=key.brand_id, is_agent=key.agent,
+    )  # fmt: skip
 
 
 def revoke_key(session: Session, name: str, by: str) -> ApiKey:

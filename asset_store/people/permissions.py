@@ -43,6 +43,7 @@ ALLOWED: Mapping[Role, frozenset[Action]] = MappingProxyType(
     }
 )
 NEVER_BY_KEY = frozenset({A.DECIDE, A.SHARE, A.WAIVE, A.REOPEN, A.REINSTATE, A.ADMINISTER})
+BY_AGENT = READING | {A.PRODUCE, A.ASSIGN}  # an agent asks, people decide: what is not here no agent's key does
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,10 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who acts. `actor` is what audit rows call them; a key's `scopes` narrow what its owner may, None is a person."""
+    """Who acts. `actor` is what audit rows call them; a key's `scopes` narrow what its owner may, None is a person.
+
+    `is_agent`: the key is an AI agent's, which may no more than BY_AGENT whatever its scopes say.
+    """
 
     actor: str
     name: str
@@ -70,17 +74,17 @@ class Principal:
     granted: tuple[Granted, ...]
     scopes: frozenset[Action] | None = None
     only_brand: uuid.UUID | None = None
+    is_agent: bool = False
 
     @property
     def is_person(self) -> bool:
         return self.scopes is None
 
     def may(self, action: Action, brand_id: uuid.UUID | None, stage: str | None = None) -> bool:
-        if self.scopes is not None:
-            if action not in self.scopes or action in NEVER_BY_KEY:
-                return False
-            if self.only_brand is not None and self.only_brand != brand_id:
-                return False
+        if not self._in_scope(action):
+            return False
+        if self.only_brand is not None and self.only_brand != brand_id:
+            return False
         return any(g.covers(action, brand_id, stage) for g in self.granted)
 
     def require(self, action: Action, brand_id: uuid.UUID | None, stage: str | None = None) -> None:
@@ -89,7 +93,7 @@ class Principal:
 
     def brands(self, action: Action) -> Collection[uuid.UUID] | None:
         """The brands that they may do this for; None for all."""
-        if self.scopes is not None and (action not in self.scopes or action in NEVER_BY_KEY):
+        if not self._in_scope(action):
             return frozenset()
         able = [g for g in self.granted if action in ALLOWED[g.role]]
         everywhere = any(g.brand_id is None for g in able)
@@ -104,3 +108,8 @@ class Principal:
         if self.scopes is not None or not able:
             return frozenset()
         return None if any(g.stage is None for g in able) else frozenset(g.stage for g in able if g.stage)
+
+    def _in_scope(self, action: Action) -> bool:
+        if self.is_agent and action not in BY_AGENT:
+            return False
+        return self.scopes is None or (action in self.scopes and action not in NEVER_BY_KEY)

@@ -27,7 +27,7 @@ BY_BRAND, BY_ASKER = 0x6F6D0003, 0x6F6D0004  # advisory locks under which quotas
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a run is to make. by: who asks, `key:NAME of OWNER` for a program; trigger: the door it came through.
+    """What a run is to make. by: who asks, `key:NAME of OWNER` for a program, `agent:…` for an agent; trigger: the door it came through.
 
     due_at: the time of the schedule that it is of; waits: until the schedule's runs before it have ended.
     """

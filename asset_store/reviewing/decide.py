@@ -32,7 +32,9 @@ from asset_store.tables import Asset, AssetVersion, Check, CheckOutcome, Decisio
 
 SYSTEM = "system"
 GUEST = "guest:"  # before the name of who comes by a share link
-NOT_A_PERSON = (SYSTEM, "flow:", "key:", GUEST)  # how names of actors that are no people begin
+KEY, AGENT = "key:", "agent:"  # before the name of a key, "of" its owner: a program's, an AI agent's
+OWNED = (KEY, AGENT)
+NOT_A_PERSON = (SYSTEM, "flow:", *OWNED, GUEST)  # how names of actors that are no people begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,9 +320,9 @@ def _need_four_eyes(session: Session, asset: Asset, version: AssetVersion, by: s
 
 
 def person_behind(actor: str) -> str:
-    """The person who answers for an actor: a key's owner ("key:calendar of pat"), else the actor themselves."""
+    """The person who answers for an actor: a key's owner ("key:calendar of pat", "agent:planner of pat"), else the actor themselves."""
     name = name_of(actor)
-    return name.rpartition(" of ")[2] if name.startswith("key:") else name
+    return name.rpartition(" of ")[2] if name.startswith(OWNED) else name
 
 
 def is_same(one: str, other: str) -> bool:

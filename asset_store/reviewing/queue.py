@@ -24,10 +24,10 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, selectinload
 
 from asset_store.errors import Ambiguous, NotFound
-from asset_store.reviewing.decide import name_of
+from asset_store.reviewing.decide import OWNED, name_of
 from asset_store.reviewing.grid import Around, beside
 from asset_store.reviewing.questions import is_asked, is_current
 from asset_store.reviewing.states import ReviewState
@@ -123,17 +123,16 @@ def around(
     return beside(session, asset.id, backwards, forwards, QUEUE_ORDER)
 
 
+def _is_theirs(actor: ColumnElement[str] | InstrumentedAttribute[str], name: str) -> ColumnElement[bool]:
+    """Whether it is them, or a key or an agent of theirs."""
+    owned = or_(*(actor.startswith(kind) for kind in OWNED))
+    return or_(func.lower(actor) == name, and_(owned, func.lower(actor).endswith(f" of {name}", autoescape=True)))
+
+
 def _waiting_for(person: str, stages: Mapping[uuid.UUID, Collection[str] | None] | None) -> Select[uuid.UUID]:
     name = name_of(person)
-    asked = or_(
-        func.lower(Campaign.requested_by) == name,
-        and_(
-            Campaign.requested_by.startswith("key:"),
-            func.lower(Campaign.requested_by).endswith(f" of {name}", autoescape=True),
-        ),
-    )
-    asked_for = exists().where(Campaign.id == Asset.campaign_id, asked)
-    retaken = exists().where(Retake.asset_id == Asset.id, func.lower(Retake.by) == name)
+    asked_for = exists().where(Campaign.id == Asset.campaign_id, _is_theirs(Campaign.requested_by, name))
+    retaken = exists().where(Retake.asset_id == Asset.id, _is_theirs(Retake.by, name))
     current = select(AssetVersion.id).where(is_current()).correlate(Asset).scalar_subquery()
     later = aliased(Decision)
     undone = exists().where(

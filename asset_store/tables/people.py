@@ -7,7 +7,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Text, UniqueConstraint, Uuid
+from sqlalchemy import ForeignKey, Index, Text, UniqueConstraint, Uuid, false
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -55,7 +55,8 @@ class Grant(Base):
 
 
 class ApiKey(Base):
-    """A program's key, known by the hash of its secret. It may what its scopes say and its owner may, and never approves."""
+    """A program's key, or an AI agent's, known by the hash of its secret. It may what its scopes say and its owner may, and never
+    approves."""
 
     __tablename__ = "api_keys"
     id: Mapped[Id]
@@ -67,6 +68,7 @@ class ApiKey(Base):
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
     used_at: Mapped[datetime | None]
+    agent: Mapped[bool] = mapped_column(default=False, server_default=false())
     made_at: Mapped[Made]
     owner: Mapped[Person] = relationship(lazy="joined")
 

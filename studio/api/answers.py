@@ -210,6 +210,7 @@ class MeOut(Answer):
     actor: str
     name: str
     is_person: bool
+    is_agent: bool
     actions: dict[str, list[Action]]
     csrf: str | None = Field(None, description="null for keys, which need none")
 
@@ -252,13 +253,14 @@ class KeyOut(Answer):
     expires_at: datetime
     revoked: bool
     used_at: datetime | None
+    agent: bool
     secret: str | None = Field(None, description="once, in the answer that made it")
 
     @classmethod
     def of(cls, key: ApiKey, secret: str | None = None) -> KeyOut:
         return cls(
             name=key.name, owner=key.owner.handle, scopes=key.scopes, expires_at=key.expires_at,
-            revoked=key.revoked_at is not None, used_at=key.used_at, secret=secret,
+            revoked=key.revoked_at is not None, used_at=key.used_at, agent=key.agent, secret=secret,
         )  # fmt: skip
 
 

@@ -56,6 +56,9 @@ class KeyIn(Asked):
     scopes: Annotated[set[Action], Field(min_length=1)]
     days: Annotated[int, Field(ge=1, le=365)] = 90
     brand: Annotated[str | None, Field(max_length=200)] = None
+    agent: Annotated[bool, Field(description="An AI agent's: it may view, comment, produce and assign at most.")] = (
+        False
+    )
 
 
 @router.post("/sessions", status_code=201)
@@ -176,7 +179,9 @@ def make_key(body: KeyIn, who: Admin, store: StoreDep) -> KeyOut:
     """Make a key; its secret is in this answer alone, so this is not answered twice: a lost answer wants another name."""
     with store.database.transaction() as session:
         lasts = timedelta(days=body.days)
-        key, secret = passes.make_key(session, body.owner, body.name, body.scopes, lasts, who.actor, body.brand)
+        key, secret = passes.make_key(
+            session, body.owner, body.name, body.scopes, lasts, who.actor, body.brand, body.agent
+        )
         return KeyOut.of(key, secret)
 
 
@@ -210,7 +215,12 @@ def get_audit(
 
 def _me(session: Session, who: Principal, csrf: str | None) -> MeOut:
     return MeOut(
-        actor=who.actor, name=who.name, is_person=who.is_person, actions=abilities(who, _brands(session)), csrf=csrf
+        actor=who.actor,
+        name=who.name,
+        is_person=who.is_person,
+        is_agent=who.is_agent,
+        actions=abilities(who, _brands(session)),
+        csrf=csrf,
     )
 
 

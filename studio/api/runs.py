@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from asset_store.errors import NotFound, NotSignedIn
+from asset_store.errors import Forbidden, NotFound, NotSignedIn
 from asset_store.people.permissions import Action, Principal
 from asset_store.repositories import runs
 from asset_store.tables import Brand, Run, RunKind
@@ -166,7 +166,7 @@ def producing(session: Session, name: str, who: Principal) -> Brand:
 
 def trigger_of(who: Principal) -> str:
     """The door that they come through, as the lineage names it."""
-    return "page" if who.is_person else "api"
+    return "page" if who.is_person else "agent" if who.is_agent else "api"
 
 
 @router.get("/runs")
@@ -245,9 +245,12 @@ def _told(store: Store, run_id: uuid.UUID, who: Principal) -> RunOut:
 
 @router.post("/runs/{run_id}/cancellation")
 def cancel(run_id: uuid.UUID, who: Who, store: StoreDep) -> RunOut:
-    """End a run: what is not made yet is not made, and a worker that is at it stops. Again, it changes nothing."""
+    """End a run: what is not made yet is not made, and a worker that is at it stops. Again, it changes nothing. An agent ends what it
+    asked for itself alone."""
     with store.database.transaction() as session:
-        _seen(session, run_id, who, Action.PRODUCE)
+        run = _seen(session, run_id, who, Action.PRODUCE)
+        if who.is_agent and run.requested_by != who.actor:
+            raise Forbidden(who.actor, "cancel what others asked for")
         return RunOut.of(runs.cancel(session, run_id, who.actor), store.settings)
 
 

@@ -169,6 +169,9 @@ def keys_make(
     scope: Annotated[list[Action], typer.Option(help="What it may do; several times for more.")],
     days: Annotated[int, typer.Option(min=1, max=365, help="How long it lasts.")] = 90,
     brand: ForBrand = None,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="An AI agent's: view, comment, produce and assign at most.")
+    ] = False,
     by: By = None,
     json: Json = False,
 ) -> None:
@@ -179,10 +182,11 @@ def keys_make(
 
         with open_store() as store, store.database.transaction() as session:
             key, secret = passes.make_key(
-                session, owner, name, set(scope), timedelta(days=days), by or os_user(), brand
+                session, owner, name, set(scope), timedelta(days=days), by or os_user(), brand, agent
             )
         if json:
-            emit({"name": key.name, "secret": secret, "expires_at": key.expires_at.isoformat(), "scopes": key.scopes})
+            told = {"expires_at": key.expires_at.isoformat(), "scopes": key.scopes, "agent": key.agent}
+            emit({"name": key.name, "secret": secret, **told})
             return
         out.print(f"{plain(key.name)} lasts until {key.expires_at:%Y-%m-%d}. Its secret is shown this once:")
         out.print(plain(secret))
@@ -201,6 +205,7 @@ def keys_list(json: Json = False) -> None:
                     "name": k.name,
                     "owner": k.owner.handle,
                     "scopes": k.scopes,
+                    "agent": k.agent,
                     "expires_at": k.expires_at.isoformat(),
                     "revoked": k.revoked_at is not None,
                     "used_at": k.used_at.isoformat() if k.used_at else None,
@@ -214,7 +219,13 @@ def keys_list(json: Json = False) -> None:
         for k in found:
             until = "[red]revoked[/]" if k["revoked"] else k["expires_at"][:10]
             used = (k["used_at"] or "never")[:16]
-            shown.add_row(plain(k["name"]), plain(k["owner"]), ", ".join(k["scopes"]), until, used)
+            shown.add_row(
+                plain(k["name"]) + (" [dim]an agent's[/]" if k["agent"] else ""),
+                plain(k["owner"]),
+                ", ".join(k["scopes"]),
+                until,
+                used,
+            )
         out.print(shown)
 
 

@@ -21,7 +21,7 @@ def test_a_handle_is_one_person_however_it_is_written(session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    "handle", ["", " ", "two words", "key:ci", "system", "flow:campaign", "<b>", "a" * 255, "a\nb", "nul\0"]
+    "handle", ["", " ", "two words", "key:ci", "agent:ci", "system", "flow:campaign", "<b>", "a" * 255, "a\nb", "nul\0"]
 )
 def test_a_handle_that_is_none_or_could_be_a_flow_is_refused(session: Session, handle: str) -> None:
     with pytest.raises(AccountRefused):

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from asset_store.errors import AccountRefused, FourEyes, NotFound, NotSignedIn
 from asset_store.people import accounts, passes
-from asset_store.people.permissions import NEVER_BY_KEY, Action
+from asset_store.people.permissions import BY_AGENT, NEVER_BY_KEY, Action
 from asset_store.tables import ApiKey, BrowserSession, Role, SignInLink
 from tests.stories import a_brand, a_campaign, an_asset_in_review, approve
 
@@ -110,6 +110,33 @@ def test_a_key_ends_is_revoked_and_is_of_its_brand(session: Session, grace: str)
 def test_no_key_is_made_that_decides(session: Session, grace: str, scope: Action) -> None:
     with pytest.raises(AccountRefused, match="people do"):
         passes.make_key(session, grace, "ci", {Action.VIEW, scope}, WEEK, "admin")
+
+
+@pytest.mark.parametrize("scope", sorted(set(Action) - BY_AGENT))
+def test_no_agent_s_key_is_made_that_decides_and_one_that_was_changed_does_not(
+    session: Session, grace: str, scope: Action
+) -> None:
+    with pytest.raises(AccountRefused):
+        passes.make_key(session, grace, "planner", {Action.VIEW, scope}, WEEK, "admin", agent=True)
+    key, secret = passes.make_key(session, grace, "planner", set(BY_AGENT), WEEK, "admin", agent=True)
+    for role in Role:
+        accounts.grant(session, grace, role, "admin")
+    session.execute(update(ApiKey).values(scopes=[a.value for a in Action]))
+    session.expire_all()
+    who = passes.principal_of_key(session, secret)
+    assert (who.actor, who.is_agent, who.is_person, key.agent) == ("agent:planner of grace", True, False, True)
+    assert not who.may(scope, a_brand(session).id)
+    assert who.may(Action.PRODUCE, a_brand(session).id)
+
+
+def test_who_owns_the_agent_that_asked_does_not_approve(session: Session, grace: str) -> None:
+    _, secret = passes.make_key(session, grace, "planner of hedy", {Action.PRODUCE}, WEEK, "admin", agent=True)
+    asked = passes.principal_of_key(session, secret).actor
+    asset = an_asset_in_review(session, a_campaign(session, requested_by=asked))
+    for by, why in ((grace, "asked for it"), (asked, "only a person")):
+        with pytest.raises(FourEyes, match=why):
+            approve(session, asset, by)
+    approve(session, asset, "hedy")
 
 
 def test_a_key_has_a_name_scopes_and_an_end(session: Session, grace: str) -> None:

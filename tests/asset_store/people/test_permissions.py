@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from asset_store.errors import Forbidden
-from asset_store.people.permissions import ALLOWED, NEVER_BY_KEY, Action, Granted, Principal
+from asset_store.people.permissions import ALLOWED, BY_AGENT, NEVER_BY_KEY, Action, Granted, Principal
 from asset_store.tables import Role
 from tests.studio_home import ROOT
 
@@ -57,6 +57,18 @@ def test_a_key_may_what_its_scopes_and_its_owner_may_and_never_decides(action: A
     narrow = principal(*everything, scopes=frozenset({action}), only=BRAND)
     assert not narrow.may(action, OTHER)
     assert not narrow.may(action, None)
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("scopes", [frozenset(Action), None])
+def test_an_agent_asks_and_does_nothing_else_whatever_its_scopes_say(
+    action: Action, scopes: frozenset[Action] | None
+) -> None:
+    everything = tuple(Granted(role) for role in Role)
+    agent = Principal("agent:planner of grace", "Grace", uuid.uuid4(), everything, scopes, is_agent=True)
+    allowed = action in (Action.VIEW, Action.COMMENT, Action.PRODUCE, Action.ASSIGN)
+    assert (action in BY_AGENT, agent.may(action, BRAND), agent.may(action, None)) == (allowed,) * 3
+    assert agent.brands(action) == (None if allowed else frozenset())
 
 
 def test_which_brands_somebody_sees() -> None:

@@ -23,7 +23,7 @@ def test_asking_twice_is_asking_once(session: Session) -> None:
 
 def test_who_asked_for_a_picture_is_not_asked_to_approve_it(session: Session) -> None:
     asset = an_asset_in_review(session)
-    for nobody in (REQUESTER.upper(), "flow:campaign", "key:ci", " "):
+    for nobody in (REQUESTER.upper(), "flow:campaign", "key:ci", "agent:planner of pat", " "):
         with pytest.raises(FourEyes):
             assigning.assign(session, asset.id, "brand", nobody, "pat")
 

@@ -156,7 +156,9 @@ def test_a_campaign_without_stages_has_the_brand_stage(session: Session) -> None
     assert asset.review is ReviewState.APPROVED
 
 
-@pytest.mark.parametrize("by", [REQUESTER, REQUESTER.upper(), "", "system", "flow:nightly", "key:ci"])
+@pytest.mark.parametrize(
+    "by", [REQUESTER, REQUESTER.upper(), "", "system", "flow:nightly", "key:ci", "agent:planner of pat"]
+)
 def test_the_requester_and_machines_do_not_approve(session: Session, by: str) -> None:
     asset = an_asset_in_review(session)
     with pytest.raises(FourEyes):
@@ -246,7 +248,7 @@ def test_an_unknown_asset_is_not_found(session: Session) -> None:
 @pytest.mark.parametrize(
     ("asked", "approves", "same"),
     [
-        ("pat", "pat@lumen.example", True), ("pat@lumen.example", "PAT", True), ("key:ci of pat", "pat@lumen.example", True),
+        ("pat", "pat@lumen.example", True), ("pat@lumen.example", "PAT", True), ("key:ci of pat", "pat@lumen.example", True), ("agent:planner of pat", "pat@lumen.example", True),
         ("pat@lumen.example", "pat@other.example", False), ("pat", "patricia@lumen.example", False),
     ],
 )  # fmt: skip

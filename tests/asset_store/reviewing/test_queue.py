@@ -91,6 +91,7 @@ def test_a_person_s_own_queue_is_what_they_may_approve(session: Session) -> None
     plain = an_asset_in_review(session)
     asked = an_asset_in_review(session, a_campaign(session, "own", requested_by="grace"))
     by_key = an_asset_in_review(session, a_campaign(session, "key", requested_by="key:ci of grace"))
+    by_agent = an_asset_in_review(session, a_campaign(session, "agent", requested_by="agent:planner of grace"))
     legal = an_asset_in_review(session, a_campaign(session, "legal", stages=["legal"]))
     quorum = an_asset_in_review(session, a_campaign(session, "two", stages=[{"name": "brand", "quorum": 2}]))
     doubtful = an_asset_in_review(session, a_campaign(session, "doubt"), outcome=CheckOutcome.WARN)
@@ -103,7 +104,7 @@ def test_a_person_s_own_queue_is_what_they_may_approve(session: Session) -> None
     mine = queue("Grace", {brand.id: {"brand"}})
     assert mine[:2] == [doubtful.id, due.id]
     assert set(mine) == {plain.id, quorum.id, doubtful.id, due.id}
-    assert {legal.id, asked.id, by_key.id} <= set(queue("hedy", {brand.id: None}))
+    assert {legal.id, asked.id, by_key.id, by_agent.id} <= set(queue("hedy", {brand.id: None}))
     assert other.id not in queue("hedy", {brand.id: None})
     assert queue("hedy", {}) == []
     approve(session, quorum, "grace")

@@ -29,7 +29,7 @@ def test_one_asks_and_another_confirms(session: Session, event: AvailabilityEven
     assert asset.availability is Availability.SUSPENDED
     with pytest.raises(FourEyes, match="they asked"):
         availability.confirm(session, asked.id, " RITA", TODAY)
-    for nobody in ("system", "key:ci", ""):
+    for nobody in ("system", "key:ci", "agent:ci of pat", ""):
         with pytest.raises(FourEyes):
             availability.confirm(session, asked.id, nobody, TODAY)
     availability.confirm(session, asked.id, "omar", TODAY)

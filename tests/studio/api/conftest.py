@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from asset_store.blobs import open_blobs
 from asset_store.database import Database
 from asset_store.people import accounts, passes
-from asset_store.people.permissions import NEVER_BY_KEY, Action
+from asset_store.people.permissions import BY_AGENT, NEVER_BY_KEY, Action
 from asset_store.tables import Role
 from flows.settings import DeliverySettings, Settings
 from flows.wiring import Store
@@ -49,13 +49,14 @@ class Door:
             cookie = passes.use_link(session, passes.make_link(session, handle, "system"))
         return self.nobody(cookies={COOKIE: cookie}, headers={CSRF_HEADER: csrf_of(cookie)})
 
-    def key(self, name: str, owner: str, *scopes: Action, brand: str | None = None) -> TestClient:
-        return self.nobody(headers={"Authorization": f"Bearer {self.secret(name, owner, *scopes, brand=brand)}"})
+    def key(self, name: str, owner: str, *scopes: Action, brand: str | None = None, agent: bool = False) -> TestClient:
+        secret = self.secret(name, owner, *scopes, brand=brand, agent=agent)
+        return self.nobody(headers={"Authorization": f"Bearer {secret}"})
 
-    def secret(self, name: str, owner: str, *scopes: Action, brand: str | None = None) -> str:
+    def secret(self, name: str, owner: str, *scopes: Action, brand: str | None = None, agent: bool = False) -> str:
         with self.session() as session:
-            may = set(scopes) or set(Action) - NEVER_BY_KEY
-            _, secret = passes.make_key(session, owner, name, may, timedelta(days=1), "system", brand)
+            may = set(scopes) or (set(BY_AGENT) if agent else set(Action) - NEVER_BY_KEY)
+            _, secret = passes.make_key(session, owner, name, may, timedelta(days=1), "system", brand, agent)
         return secret
 
 

@@ -67,6 +67,20 @@ def test_a_key_is_made_shown_once_and_revoked(site: Site) -> None:
     quiet(page)
 
 
+def test_an_agent_s_key_is_made_and_named_so(site: Site) -> None:
+    page = site.person("olga", Role.ADMIN, Role.VIEWER)
+    page.goto(f"{site.address}/settings")
+    page.get_by_text("Make a key").click()
+    page.get_by_label("Name", exact=True).first.fill("planner")
+    page.get_by_role("combobox", name="Owner").fill("olga")
+    page.get_by_label("It is an AI agent's").check()
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.get_by_label("Copy it")).to_have_value(re.compile("^onm_"))
+    page.get_by_role("button", name="Done").click()
+    expect(page.locator("li", has_text="planner").locator(".chip")).to_have_text("agent")
+    quiet(page)
+
+
 def test_others_see_their_own_and_sign_out_elsewhere(site: Site) -> None:
     page, elsewhere = site.person("vera", Role.VIEWER), site.person("vera")
     with site.session() as session:
