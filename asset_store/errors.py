@@ -32,6 +32,8 @@
     │   ├── RunOver                 state
     │   ├── QuotaSpent              wait_s
     │   ├── BudgetSpent
+    │   ├── SearchUnavailable
+    │   ├── SearchBusy              wait_s
     │   ├── KeyReused               key
     │   ├── AccountRefused
     │   ├── NotSignedIn
@@ -368,6 +370,18 @@ class BudgetSpent(StoreError):
             f"with {to_make} new pictures it would use {more}: its budget is {budget}",
             "Ask for fewer pictures, or raise the budget in the brief.",
         )
+
+
+class SearchUnavailable(StoreError):
+    """What reads words and pictures, to find references by them, is not there."""
+
+
+class SearchBusy(StoreError):
+    """More searches at once than are read at once."""
+
+    def __init__(self, wait_s: int) -> None:
+        self.wait_s = wait_s
+        super().__init__("too many searches at once", f"Again in {wait_s} seconds.")
 
 
 class KeyReused(StoreError):

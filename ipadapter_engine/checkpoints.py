@@ -260,6 +260,18 @@ def _first_stage(
     return vae
 
 
+def open_texts(base: Path) -> list[TextEncoder]:
+    """A base folder's text encoders alone, on the CPU. Raises CheckpointRefused."""
+    if not (base / "model_index.json").exists():
+        raise CheckpointRefused(f"{base} is not a diffusers folder: it has no model_index.json", _SAVE_WHOLE)
+    named = read_config(base / "model_index.json").get("_onmodel_family")
+    family = family_of(read_config(base / "unet" / "config.json"), named)
+    texts = _text_encoders(base, family, torch.float32)
+    for part in texts:
+        part.model.eval()
+    return texts
+
+
 def _text_encoders(base: Path, family: Family, dtype: torch.dtype) -> list[TextEncoder]:
     folders = [("tokenizer", "text_encoder")] + ([("tokenizer_2", "text_encoder_2")] if family.size_conditioned else [])
     out = []

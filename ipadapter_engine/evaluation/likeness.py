@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from ipadapter_engine.checkpoints import TextEncoder
+from ipadapter_engine.checkpoints import CheckpointPaths, TextEncoder, open_texts
 from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
@@ -77,26 +77,46 @@ def of_engine(engine: Engine, encoder_folder: Path) -> Likeness:
     the base's text encoder; a text encoder of the base that projects to as many numbers (SDXL's second one, whose image
     half is the encoder of SDXL's base adapters). Raises CheckpointRefused for a projection that does not fit.
     """
-    encoder = engine.encoder
+    return _of_encoder(engine.encoder, lambda: engine.checkpoint.text, engine.models, encoder_folder)
+
+
+def of_checkpoint(paths: CheckpointPaths) -> Likeness:
+    """The same of a checkpoint that is not open: only what reads pictures and texts is loaded, on the CPU, and nothing that makes
+    pictures. Raises CheckpointRefused."""
+    paths = paths.resolved()
+    if paths.encoder is None:
+        raise CheckpointRefused(f"{paths.base} has no image encoder", "set ONMODEL_ENGINE__ENCODER to a CLIP's folder")
+    features = paths.encoder.parent / "feature_extractor"
+    encoder = ImageEncoder.open(paths.encoder, name=paths.encoder.name, processor_folder=features)
+    roles = ("text_encoder", "text_encoder_2")
+    hashes = [ModelHash(role, paths.base.name, "", "as the checkpoint's own") for role in roles]
+    return _of_encoder(encoder, lambda: open_texts(paths.base), hashes, paths.encoder)
+
+
+def _of_encoder(
+    encoder: ImageEncoder, own: Callable[[], Sequence[TextEncoder]], hashes: Sequence[ModelHash], folder: Path
+) -> Likeness:
     models = [ModelHash("measure", encoder.name, encoder.sha256, "as the checkpoint's own")]
-    prompts, beside = _text_half(engine, encoder_folder)
+    prompts, beside = _text_half(encoder, own, hashes, folder)
     models += [] if beside is None else [replace(beside, role="measure of texts")]
     return Likeness(encoder.name, kind_of(encoder.model.config), tuple(models), _pictures(encoder), prompts)
 
 
-def _text_half(engine: Engine, folder: Path) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, ModelHash | None]:
-    """What reads texts, and the hash of what it is besides the image encoder's own file."""
-    encoder, own = engine.encoder, engine.checkpoint.text
+def _text_half(
+    encoder: ImageEncoder, texts: Callable[[], Sequence[TextEncoder]], hashes: Sequence[ModelHash], folder: Path
+) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, ModelHash | None]:
+    """What reads texts, and the hash of what it is besides the image encoder's own file. texts: the base's, opened where they are
+    needed."""
     if _is_whole_clip(folder):
         return _texts(_text_side(folder, str(encoder.model.device)), _projected), None
-    file = folder / TEXT_PROJECTION
+    own, file = texts(), folder / TEXT_PROJECTION
     if file.exists():
         weight = _read_projection(file, (encoder.dim, int(own[0].model.config.hidden_size))).to(own[0].model.device)
         told = ModelHash("", file.name, sha256_of_file(file), "as the checkpoint's own")
         return _texts(own[0], lambda out: out.pooler_output.float() @ weight.T), told
     for part, role in zip(own, ("text_encoder", "text_encoder_2"), strict=False):
         if isinstance(part.model, CLIPTextModelWithProjection) and part.model.config.projection_dim == encoder.dim:
-            return _texts(part, _projected), next(m for m in engine.models if m.role == role)
+            return _texts(part, _projected), next(m for m in hashes if m.role == role)
     return None, None
 
 

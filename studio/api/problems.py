@@ -35,6 +35,8 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.RunOver: 409,
     errors.LineageIncomplete: 409,
     errors.QuotaSpent: 429,
+    errors.SearchBusy: 429,
+    errors.SearchUnavailable: 503,
     errors.StaleVersion: 412,
     errors.ReasonMissing: 422,
     errors.RemarkRefused: 422,
@@ -110,7 +112,7 @@ def install(app: FastAPI) -> None:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, StoreError)
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.NotSignedIn) else None
-    if isinstance(error, errors.QuotaSpent):
+    if isinstance(error, errors.QuotaSpent | errors.SearchBusy):
         headers = {"Retry-After": str(error.wait_s)}
     return _told(request, problem_of(error), headers)
 

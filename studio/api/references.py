@@ -1,20 +1,26 @@
-"""`/v1/references`: what is in the libraries, and what may be done with it."""
+"""`/v1/characters`, `/v1/references`: what is in the libraries, what may be done with it, and finding it by words and pictures."""
 
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, File, Query, UploadFile
 
-from asset_store.people.permissions import Action
-from asset_store.repositories.catalogue import Entry, look_through
+from asset_store.people.permissions import Action, Principal
+from asset_store.pictures import PictureLimits, open_picture
+from asset_store.repositories import cast
+from asset_store.repositories.catalogue import Entry, look_through, nearest
 from asset_store.tables import ReferenceState
+from flows import reading
+from flows.wiring import Store
 from studio.api.answers import Answer
 from studio.api.callers import StoreDep, Who
 
 router = APIRouter(tags=["references"])
+LOOKED_AT = PictureLimits(max_bytes=1_000_000, max_pixels=16_000_000, max_frames=50)
 Line = Annotated[str | None, Query(max_length=1200)]
 
 
@@ -50,6 +56,106 @@ class ReferenceOut(Answer):
 class ReferencesOut(Answer):
     references: list[ReferenceOut]
     next_after: str | None
+
+
+class CharacterOut(Answer):
+    """`references`: how many of each role may be used today, `unusable`: how many may not; `pictures`: its assets by review state."""
+
+    id: uuid.UUID
+    brand: str
+    name: str
+    description: str
+    palette: list[Any]
+    rules: list[Any]
+    references: dict[str, int]
+    unusable: int
+    pictures: dict[str, int]
+
+    @classmethod
+    def of(cls, member: cast.Member) -> CharacterOut:
+        c = member.character
+        return cls(
+            id=c.id, brand=c.brand.name, name=c.name, description=c.description, palette=c.palette, rules=[*c.brand.rules, *c.rules],
+            references=member.references, unusable=member.unusable, pictures=member.pictures,
+        )  # fmt: skip
+
+
+class CharactersOut(Answer):
+    characters: list[CharacterOut]
+    next_after: uuid.UUID | None
+
+
+class FoundReferenceOut(ReferenceOut):
+    """`likeness`: cosine similarity of its CLIP embedding to what was asked for; of words it is low also where it is the best."""
+
+    likeness: float
+
+
+class FoundReferencesOut(Answer):
+    found: list[FoundReferenceOut]
+
+
+@router.get("/characters")
+def get_characters(
+    who: Who, store: StoreDep, brand: Line = None, after: uuid.UUID | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> CharactersOut:  # fmt: skip
+    """Characters of the brands that the caller may see, by brand and name, with what there is of each."""
+    with store.database.reading() as session:
+        today = datetime.now(UTC).date()
+        page = cast.look_at(session, who.brands(Action.VIEW), today, brand=brand, after=after, limit=limit)
+        return CharactersOut(characters=[CharacterOut.of(m) for m in page.members], next_after=page.next_after)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where references are looked for."""
+
+    who: Principal
+    store: Store
+    brand: str | None
+    character: str | None
+    usable: bool
+    limit: int
+
+    def nearest(self, encoder: str, vector: Any) -> FoundReferencesOut:
+        with self.store.database.reading() as session:
+            found = nearest(
+                session, self.who.brands(Action.VIEW), datetime.now(UTC).date(), encoder, vector, brand=self.brand,
+                character=self.character, usable=self.usable, limit=self.limit,
+            )  # fmt: skip
+            return FoundReferencesOut(
+                found=[
+                    FoundReferenceOut.model_validate({**dict(ReferenceOut.of(e)), "likeness": round(likeness, 4)})
+                    for e, likeness in found
+                ]
+            )
+
+
+def wanted(
+    who: Who, store: StoreDep, brand: Line = None, character: Line = None,
+    usable: Annotated[bool, Query(description="Only those that may be used today.")] = True,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Wanted:  # fmt: skip
+    return Wanted(who, store, brand, character, usable, limit)
+
+
+WantedDep = Annotated[Wanted, Depends(wanted)]
+
+
+@router.get("/references/search")
+def find_by_words(asked: WantedDep, text: Annotated[str, Query(min_length=1, max_length=300)]) -> FoundReferencesOut:
+    """References that show what words say, the nearest first, by the CLIP that embedded them."""
+    return asked.nearest(*reading.read_text(asked.store.settings, text))
+
+
+@router.post("/references/search")
+def find_by_picture(
+    asked: WantedDep, picture: Annotated[UploadFile, File(description="A picture of at most 1 MB.")]
+) -> FoundReferencesOut:
+    """References that look like a picture, the nearest first. The picture is not kept."""
+    opened = open_picture(picture.file.read(), LOOKED_AT)
+    return asked.nearest(*reading.read_picture(asked.store.settings, opened.image))
 
 
 @router.get("/references")

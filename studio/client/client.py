@@ -18,8 +18,10 @@ from studio.client.models import (
     Asset,
     Assignment,
     Campaign,
+    Character,
     Comment,
     Event,
+    FoundReference,
     LineageTree,
     Me,
     Reference,
@@ -68,6 +70,15 @@ class _Campaigns(Answer):
 class _References(Answer):
     references: list[Reference]
     next_after: str | None
+
+
+class _Characters(Answer):
+    characters: list[Character]
+    next_after: str | None
+
+
+class _Found(Answer):
+    found: list[FoundReference]
 
 
 class _Runs(Answer):
@@ -169,10 +180,11 @@ class Client:
         return self._sender.read(routes.COMMENTS, _Comments, asset_id=asset_id).comments
 
     def comment(
-        self, asset_id: UUID, version_id: UUID, text: str, *, region: Mapping[str, Any] | None = None, reply_to: UUID | None = None
+        self, asset_id: UUID, version_id: UUID, text: str, *, region: Mapping[str, Any] | None = None, reply_to: UUID | None = None,
+        comment_id: UUID | None = None,
     ) -> Comment:  # fmt: skip
-        """Say something of a version, or of a place in it."""
-        body = {"id": str(uuid.uuid4()), "version_id": str(version_id), "text": text, "region": region and dict(region),
+        """Say something of a version, or of a place in it; under the same `comment_id` once."""
+        body = {"id": str(comment_id or uuid.uuid4()), "version_id": str(version_id), "text": text, "region": region and dict(region),
                 "reply_to": reply_to and str(reply_to)}  # fmt: skip
         return self._sender.read(routes.SAY, Comment, body=body, asset_id=asset_id)
 
@@ -213,6 +225,25 @@ class Client:
         return self._changed(routes.RELEASE, asset, {"place": place}, idempotency_key)
 
     # ------------------------------------------------------------------------ libraries
+
+    def characters(self, *, brand: str | None = None) -> Iterator[Character]:
+        """All characters, by brand and name."""
+        return self._all(routes.CHARACTERS, _Characters, lambda page: page.characters, {"brand": brand})
+
+    def find_references(
+        self, *, text: str | None = None, picture: bytes | None = None, brand: str | None = None, character: str | None = None,
+        usable: bool = True, limit: int = 20,
+    ) -> list[FoundReference]:  # fmt: skip
+        """References that show what words say, or that look like a picture of at most 1 MB, the nearest first. usable: only those
+        that may be used today. Refused for what is no picture."""
+        query = {"brand": brand, "character": character, "usable": usable, "limit": limit}
+        if (text is None) == (picture is None):
+            raise TypeError("give a text or a picture")
+        if picture is not None:
+            return self._sender.read(
+                routes.REFERENCES_BY_PICTURE, _Found, query=query, files={"picture": picture}
+            ).found
+        return self._sender.read(routes.REFERENCES_BY_WORDS, _Found, query={**query, "text": text}).found
 
     def references(
         self, *, brand: str | None = None, character: str | None = None, state: str | None = None, ending: bool = False

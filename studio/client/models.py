@@ -124,6 +124,26 @@ class Reference(Answer):
     pictures: int
 
 
+class FoundReference(Reference):
+    """`likeness` to what was asked for; of words it is low also where it is the best."""
+
+    likeness: float
+
+
+class Character(Answer):
+    """`references`: how many of each role may be used today, `unusable`: how many may not; `pictures`: its assets by review state."""
+
+    id: UUID
+    brand: str
+    name: str
+    description: str
+    palette: list[Any]
+    rules: list[Any]
+    references: dict[str, int]
+    unusable: int
+    pictures: dict[str, int]
+
+
 class Similar(Answer):
     """An asset, and how like its newest picture is: 1 for the same."""
 

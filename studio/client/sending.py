@@ -38,7 +38,7 @@ class Sender:
     ) -> None:
         if not address.startswith(("http://", "https://")):
             raise ClientError(f"{address[:200]!r} is no address of a server", "Give one such as http://127.0.0.1:8400.")
-        if not key or not key.isascii() or not key.isprintable():
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise ClientError("a key is missing, or is none", "`onmodel keys make` makes one.")
         self.address, self.patience, self.sleep = address.rstrip("/"), patience, sleep
         self._http = httpx.Client(
@@ -61,14 +61,14 @@ class Sender:
 
     def send(
         self, route: Route, *, key: str | None = None, query: Mapping[str, Any] | None = None, body: Any = None,
-        headers: Mapping[str, str] | None = None, **names: Any,
+        files: Mapping[str, bytes] | None = None, headers: Mapping[str, str] | None = None, **names: Any,
     ) -> httpx.Response:  # fmt: skip
         """The answer to one request. names: what stands in the path; key: an Idempotency-Key, made here where it is needed."""
         sent = dict(headers or {})
         if route.makes:
             sent["Idempotency-Key"] = key or str(uuid.uuid4())  # the same in every try
         request = self._http.build_request(
-            route.method, path_of(route, **names), params=_given(query), json=body, headers=sent
+            route.method, path_of(route, **names), params=_given(query), json=body, files=files, headers=sent
         )
         for tried in range(1, self.patience.tries + 1):
             try:

@@ -83,6 +83,26 @@ def test_the_whole_clip_in_an_encoders_folder_reads_texts(clip: Path, base: Path
     assert measure.pictures(pictures).shape[1] == measure.texts(TEXTS).shape[1]
 
 
+def test_a_checkpoint_that_is_not_open_measures_the_same(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    sdxl = tiny.write_sdxl(tmp_path / "base")
+    wide, narrow = (
+        CheckpointPaths(sdxl, encoder=tiny.write_encoder(tmp_path / name, embed=embed))
+        for name, embed in (("wide", tiny.WIDTH), ("narrow", tiny.EMBED))
+    )
+    for paths in (CheckpointPaths(), wide, narrow):
+        folder = paths.resolved().encoder
+        assert folder is not None
+        engine = Engine.open(paths)
+        alone, whole = likeness.of_checkpoint(paths), likeness.of_engine(engine, folder)
+        assert alone.models[0].sha256 == engine.encoder.sha256
+        assert alone.pictures(pictures) == pytest.approx(whole.pictures(pictures), abs=1e-6)
+        assert alone.reads_texts == whole.reads_texts
+        if whole.reads_texts:
+            assert alone.texts(TEXTS) == pytest.approx(whole.texts(TEXTS), abs=1e-6)
+    with pytest.raises(CheckpointRefused, match="no image encoder"):
+        likeness.of_checkpoint(CheckpointPaths(sdxl))
+
+
 def test_a_text_encoder_of_the_base_that_projects_as_wide_reads_texts(tmp_path: Path) -> None:
     base = tiny.write_sdxl(tmp_path / "base")
     own = Engine.open(CheckpointPaths(base, encoder=tiny.write_encoder(tmp_path / "wide", embed=tiny.WIDTH)))
