@@ -153,6 +153,7 @@ def release(
 def load_commands() -> None:
     """Have every module register its commands."""
     from studio.cli import (  # noqa: F401  (they register their commands)
+        agents,
         asking,
         campaigns,
         discussing,

@@ -21,7 +21,7 @@ COMMANDS = (
     "suspend", "reinstate", "withdraw", "release", "lineage", "audit verify", "recall",
     "references", "calibrate", "tune", "evaluate", "train adapter", "train character", "train list", "gc", "doctor",
     "people add", "people list", "people grant", "people revoke", "people disable", "people link", "people unlink", "keys make", "keys list",
-    "keys revoke", "up", "subscriptions add", "subscriptions list", "subscriptions remove",
+    "keys revoke", "up", "mcp", "subscriptions add", "subscriptions list", "subscriptions remove",
 )  # fmt: skip
 
 

@@ -1,0 +1,4 @@
+from tests.studio.api.conftest import door
+from tests.studio.client.conftest import far
+
+__all__ = ["door", "far"]
