@@ -186,7 +186,8 @@ class Sheet(Answer):
 
 
 class Run(Answer):
-    """What was asked for, and how far it is: `done` of `total` pictures."""
+    """What was asked for, and how far it is: `done` of `total` pictures. report: what came of a campaign's run; made_pictures, gpu_s:
+    what it used."""
 
     id: UUID
     kind: str
@@ -203,7 +204,10 @@ class Run(Answer):
     campaign_id: UUID | None
     made_at: datetime
     finished_at: datetime | None
+    made_pictures: int = 0
+    gpu_s: float = 0.0
     sheet: Sheet | None = None
+    report: dict[str, Any] | None = None
 
     @property
     def is_over(self) -> bool:
