@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from sqlalchemy.orm import Session
 
-from asset_store.errors import NotFound
+from asset_store.errors import Forbidden, NotFound
 from asset_store.people.permissions import Action, Principal
 from asset_store.repositories import schedules
 from asset_store.tables import CampaignSchedule
@@ -89,7 +89,10 @@ def keep_schedule(body: BriefIn, who: Who, store: StoreDep, idempotency_key: Ide
     now = datetime.now(UTC)
 
     def act(session: Session) -> ScheduleOut:
-        producing(session, parse_brief(body.brief, file=FILE).brand, who)
+        asked = parse_brief(body.brief, file=FILE)
+        before = schedules.find(session, producing(session, asked.brand, who), asked.campaign)
+        if before is not None:
+            _check_its_own(who, before)
         row = schedule_campaign(session, body.text, now, by=who.actor, person_id=who.person_id, reason=body.reason)
         return ScheduleOut.of(session, row, now)
 
@@ -157,10 +160,17 @@ def calendar_of(session: Session, row: CampaignSchedule, month: str) -> Calendar
     )
 
 
+def _check_its_own(who: Principal, row: CampaignSchedule) -> None:
+    """Forbidden for an agent that would change what others scheduled."""
+    if who.is_agent and row.requested_by != who.actor:
+        raise Forbidden(who.actor, "change what others scheduled")
+
+
 def _changed(schedule_id: uuid.UUID, who: Principal, store: StoreDep, what: str) -> ScheduleOut:
     now = datetime.now(UTC)
     with store.database.transaction() as session:
         row = seen_schedule(session, schedule_id, who, Action.PRODUCE, lock=True)
+        _check_its_own(who, row)
         if what == "pause":
             schedules.pause(session, row, who.actor, now)
         elif what == "resume":

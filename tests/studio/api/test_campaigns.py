@@ -140,6 +140,19 @@ def test_what_a_program_scheduled_stops_when_its_owner_may_no_more(bobo: Door) -
     assert (was["state"], was["problem"]) == ("skipped", "key:calendar of olga may ask for campaigns of bobo no longer")
 
 
+def test_an_agent_changes_its_own_schedules_alone(bobo: Door) -> None:
+    olga = bobo.person("olga", Role.PRODUCER)
+    hers = scheduled(olga)
+    agent = bobo.key("planner", "olga", Action.VIEW, Action.PRODUCE, agent=True)
+    address = f"/v1/schedules/{hers['id']}"
+    refused = [agent.post(f"{address}/pause"), agent.post(f"{address}/resumption"), agent.delete(address),
+               ask(agent, WEEKLY, where="schedules")]  # fmt: skip
+    assert {answer.status_code for answer in refused} == {403}
+    own = scheduled(agent, WEEKLY.replace("campaign: spring", "campaign: own"))
+    assert own["requested_by"] == "agent:planner of olga"
+    assert agent.delete(f"/v1/schedules/{own['id']}").json()["has_ended"]
+
+
 def test_the_calendar_has_the_times_to_come_of_a_month(bobo: Door) -> None:
     olga = bobo.person("olga", Role.PRODUCER)
     told = scheduled(olga, WEEKLY.replace("0 9 * * mon", "0 9 1 * *"))
