@@ -41,7 +41,7 @@ browser:
 		echo "The tests in a browser are skipped: sudo apt-get install chromium"
 
 test: check browser  ## all checks, then all tests
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 200 characters it never saw
 	$(BIN)/python -m ipadapter_engine.evaluation.fidelity

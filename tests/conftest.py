@@ -1,5 +1,8 @@
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 # Before anything imports Prefect or Hugging Face: no telemetry, no hub, no log noise, one engine thread a test run.
 os.environ.update(
@@ -28,3 +31,33 @@ pytest_plugins = [
     "tests.studio_home",
     "tests.oidc_provider",
 ]
+
+HERE = Path(__file__).parent
+# The files that take longest, the longest first: a process that begins one at the end keeps the others waiting.
+LONGEST = (
+    "flows/test_training.py",
+    "training/test_studio_model.py",
+    "flows/test_controls_in_briefs.py",
+    "flows/test_killed.py",
+    "flows/test_tuning.py",
+    "flows/test_campaign.py",
+    "studio/test_cli.py",
+    "flows/test_character_sheet.py",
+    "training/test_adapter_training.py",
+    "flows/test_evaluation.py",
+    "training/test_shipped_model.py",
+    "studio/api/test_hostile_company.py",
+    "studio/test_up.py",
+    "flows/test_choosing.py",
+    "flows/test_calibration.py",
+    "flows/test_retaking.py",
+)
+gone = [name for name in LONGEST if not (HERE / name).exists()]
+if gone:
+    raise FileNotFoundError(f"no longer there, take them out of LONGEST: {', '.join(gone)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, all others as they were; `--no-loadscope-reorder` has xdist keep to it."""
+    place = {HERE / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))

@@ -194,7 +194,7 @@ def test_too_few_references_and_unknown_names_are_told_with_a_next_step(ingested
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_training_goes_on_where_it_was(ingested: Home, how: signal.Signals) -> None:
-    steps = 60
+    steps = 24
     command = ["train", "character", "Pip", "--steps", str(steps), "--class-pictures", "2", "--checkpoint-every", "2"]
     process = ingested.start(*command)
     deadline = time.monotonic() + 200
@@ -233,7 +233,7 @@ def a_folder(parent: Path) -> Path:
 @pytest.mark.parametrize("variant", ["base", "plus"])
 def test_an_adapter_is_trained_on_a_folder_and_recorded_once(home: Home, tmp_path: Path, variant: str) -> None:
     folder, out = a_folder(tmp_path), tmp_path / "out"
-    settings = {"steps": 2, "batch_size": 2, "sheet_every": 2, "sheet_rows": 1}
+    settings = {"steps": 2, "batch_size": 2, "sheet_every": 2, "sheet_rows": 1, "sheet_steps": 2}
 
     def run() -> dict[str, Any]:
         return asyncio.run(train_adapter_model(str(folder), str(out), variant, "ada", settings=settings))
@@ -260,7 +260,7 @@ def test_an_adapter_is_trained_on_the_studio_s_own_pictures(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, name: str | None
 ) -> None:
     monkeypatch.setattr(studio_data, "PICTURES", 20)
-    settings = {"steps": 1, "batch_size": 2, "name": name}
+    settings = {"steps": 1, "batch_size": 2, "name": name, "sheet_rows": 1, "sheet_steps": 2}
     made = asyncio.run(train_adapter_model("studio", str(tmp_path / "out"), variant, "ada", settings=settings))
     assert (made["kind"], made["name"]) == ("adapter", name or variant)
     assert any(k.startswith("ip_adapter.") for k in load(Path(made["file"]).read_bytes()))

@@ -71,9 +71,15 @@ def pictures() -> PictureSet:
     return rendered(60, seed=3, identities=held_out_identities()[:12])
 
 
+@pytest.fixture(scope="module")
+def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Written once; every test opens it anew, as trainings change what is open."""
+    return write_untrained(tmp_path_factory.mktemp("untrained"))
+
+
 @pytest.fixture
-def untrained(tmp_path: Path) -> Checkpoint:
-    return open_checkpoint(CheckpointPaths(write_untrained(tmp_path)))
+def untrained(untrained_base: Path) -> Checkpoint:
+    return open_checkpoint(CheckpointPaths(untrained_base))
 
 
 @pytest.fixture
