@@ -20,6 +20,7 @@ from studio.client.models import (
     Campaign,
     Character,
     Comment,
+    Day,
     Event,
     FoundReference,
     LineageTree,
@@ -27,6 +28,7 @@ from studio.client.models import (
     Reference,
     RetakePlan,
     Run,
+    Schedule,
     Similar,
 )
 from studio.client.routes import Route
@@ -55,6 +57,14 @@ class SheetWishes(TypedDict, total=False):
     attempts: int
     seed: int
     stages: Sequence[str]
+
+
+class _Schedules(Answer):
+    schedules: list[Schedule]
+
+
+class _Calendar(Answer):
+    days: list[Day]
 
 
 class _Assets(Answer):
@@ -272,6 +282,33 @@ class Client:
         """Have a brief's pictures made: its YAML, a file of it, or the same as a mapping. Refused; QuotaSpent."""
         body = {"brief": brief_text(brief), "reason": reason}
         return self._sender.read(routes.START_CAMPAIGN, Run, key=idempotency_key, body=body)
+
+    def schedules(self) -> list[Schedule]:
+        """What runs by the calendar, by brand and name."""
+        return self._sender.read(routes.SCHEDULES, _Schedules).schedules
+
+    def schedule_campaign(
+        self, brief: str | Path | Mapping[str, Any], *, reason: str = "", idempotency_key: str | None = None
+    ) -> Schedule:
+        """Have a brief run by itself when its `schedule` says so, in the place of the one that has its name. Refused."""
+        body = {"brief": brief_text(brief), "reason": reason}
+        return self._sender.read(routes.SCHEDULE, Schedule, key=idempotency_key, body=body)
+
+    def calendar(self, schedule_id: UUID, month: str) -> list[Day]:
+        """A month, such as `2026-12`, of a schedule in its time zone: what ran or was skipped, and what is to come."""
+        return self._sender.read(routes.CALENDAR, _Calendar, query={"month": month}, schedule_id=schedule_id).days
+
+    def pause(self, schedule_id: UUID) -> Schedule:
+        """Let it run no more until it is resumed; what runs goes on."""
+        return self._sender.read(routes.PAUSE, Schedule, schedule_id=schedule_id)
+
+    def resume(self, schedule_id: UUID) -> Schedule:
+        """Let it run again from now on."""
+        return self._sender.read(routes.RESUME, Schedule, schedule_id=schedule_id)
+
+    def end_schedule(self, schedule_id: UUID) -> Schedule:
+        """Let it run never again; what it made stays."""
+        return self._sender.read(routes.END_SCHEDULE, Schedule, schedule_id=schedule_id)
 
     def make_sheet(
         self, brand: str, character: str, *, reason: str = "", idempotency_key: str | None = None,

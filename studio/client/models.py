@@ -218,6 +218,33 @@ class Run(Answer):
         return self.state == "succeeded"
 
 
+class Schedule(Answer):
+    """`when`: its rhythm in words; `used_pictures`, `used_gpu_s`: of its budget's period that is now, or in all."""
+
+    id: UUID
+    name: str
+    brand: str
+    when: str
+    time_zone: str
+    next_at: datetime | None
+    is_paused: bool
+    has_ended: bool
+    budget: str | None
+    used_pictures: int
+    used_gpu_s: float
+    requested_by: str
+    reason: str
+    brief: str
+
+
+class Day(Answer):
+    """Of a schedule: the runs that were, and the times that are to come."""
+
+    day: date
+    runs: list[Run]
+    to_come: list[datetime]
+
+
 class Event(Answer):
     """One change of a run; `id` is what following goes on from."""
 
