@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from studio.agents.callers import MAKE_ONE, DoorSettings, NotAnAgent, bearer, each_their_own, need_agent, one_for_all
 from studio.agents.server import build
-from studio.client import Client, ClientError, NotSignedIn, Patience
+from studio.client import Client, ClientError, NotSignedIn, Patience, TooMany
 
 PATH = "/mcp"
 LARGEST_BODY = 2_000_000  # a picture of 1 MB as base64, and what stands around it
+ASKED_AT_ONCE, IMPATIENT = 16, Patience(tries=2, longest_pause_s=1.0)
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 log = logging.getLogger("onmodel.agents")
 
@@ -71,27 +72,32 @@ class OnlyAgents:
 
     def __init__(self, app: ASGIApp, address: str, security: TransportSecuritySettings) -> None:
         self.app, self.address, self.hosts = app, address, TransportSecurityMiddleware(security)
+        self.turns = anyio.CapacityLimiter(ASKED_AT_ONCE)  # of their own: tools that wait for a run keep nobody out
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             request = Request(scope)
-            refused = await self.hosts.validate_request(request) or await anyio.to_thread.run_sync(
-                self.refusal, request
-            )
+            refused = await self.hosts.validate_request(request) or await self.asked(request)
             if refused is not None:
                 await refused(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
+    async def asked(self, request: Request) -> Response | None:
+        return await anyio.to_thread.run_sync(self.refusal, request, limiter=self.turns)
+
     def refusal(self, request: Request) -> Response | None:
         secret = bearer(request.headers.get("authorization", ""))
         if secret is None:
-            return _told(401, "this needs an agent's key", f"Send `Authorization: Bearer KEY`. {MAKE_ONE}", "Bearer")
+            how = {"WWW-Authenticate": "Bearer"}
+            return _told(401, "this needs an agent's key", f"Send `Authorization: Bearer KEY`. {MAKE_ONE}", how)
         try:
-            with Client(self.address, secret, timeout_s=10, patience=Patience(tries=2)) as client:
+            with Client(self.address, secret, timeout_s=10, patience=IMPATIENT) as client:
                 need_agent(client)
         except NotSignedIn as error:
-            return _told(401, str(error), MAKE_ONE, 'Bearer error="invalid_token"')
+            return _told(401, str(error), MAKE_ONE, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        except TooMany as error:
+            return _told(429, str(error), error.next_step, {"Retry-After": f"{error.retry_after_s:.0f}"})
         except NotAnAgent as error:
             return _told(403, str(error), error.next_step)
         except ClientError as error:
@@ -100,7 +106,6 @@ class OnlyAgents:
         return None
 
 
-def _told(status: int, title: str, next_step: str, authenticate: str = "") -> Response:
-    headers = {"WWW-Authenticate": authenticate} if authenticate else {}
+def _told(status: int, title: str, next_step: str, headers: dict[str, str] | None = None) -> Response:
     body = {"title": title, "status": status, "next_step": next_step}
     return JSONResponse(body, status, headers, "application/problem+json")

@@ -1,3 +1,5 @@
+"""The API at an address, as the client's tests have it."""
+
 from tests.studio.api.conftest import door
 from tests.studio.client.conftest import far
 

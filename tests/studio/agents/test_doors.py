@@ -15,9 +15,11 @@ import pytest
 from mcp import Client
 
 from studio.agents.doors import http_app
+from studio.api.app import create_app
+from studio.api.limits import Rate
 from tests.studio.agents.talking import COMMAND, by_http, call, environment
 from tests.studio.client.conftest import Far
-from tests.studio.served import served
+from tests.studio.served import UNLIMITED, served
 from tests.studio_home import ROOT
 
 HELLO = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
@@ -96,6 +98,15 @@ def test_an_api_that_is_away_is_told(far: Far) -> None:
         headers = {**TAKES, "Authorization": "Bearer onm_x"}
         answer = httpx.post(f"{address}/mcp", json=HELLO, headers=headers, timeout=30)
         assert (answer.status_code, "onmodel up" in answer.json()["next_step"]) == (503, True)
+
+
+def test_who_asks_too_often_is_told_when_to_come_again(far: Far) -> None:
+    slow = create_app(far.door.store, calls=Rate(burst=2, per_s=0.05), sign_ins=UNLIMITED)
+    with served(slow) as api, served(http_app(api)) as address:  # type: ignore[arg-type]
+        headers = {**TAKES, "Authorization": f"Bearer {agents_key(far)}"}
+        answers = [httpx.post(f"{address}/mcp", json=HELLO, headers=headers, timeout=30) for _ in range(3)]
+        assert [a.status_code for a in answers] == [200, 200, 429]
+        assert 0 < int(answers[-1].headers["Retry-After"]) <= 20
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
