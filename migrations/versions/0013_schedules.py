@@ -40,7 +40,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_schedules"),
     )
     going = sa.text("ended_at IS NULL")
-    op.create_index("uq_schedules_brand_id_name", "schedules", ["brand_id", "name"], unique=True, postgresql_where=going)
+    op.create_index(
+        "uq_schedules_brand_id_name", "schedules", ["brand_id", "name"], unique=True, postgresql_where=going
+    )
     waiting = sa.text("ended_at IS NULL AND paused_at IS NULL")
     op.create_index("ix_schedules_next_at", "schedules", ["next_at"], postgresql_where=waiting)
     op.add_column("runs", sa.Column("schedule_id", sa.Uuid(), nullable=True))
