@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo screenshots test browser check bench-fidelity bench-review clean
+.PHONY: help install demo screenshots test browser check bench-fidelity bench-review bench-clients clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,9 @@ bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 200 charact
 
 bench-review: $(VENV)/installed browser  ## is deciding as quick among 100,000 assets as among 1,000?
 	$(BIN)/python -m benchmarks.review
+
+bench-clients: $(VENV)/installed  ## does the API hold with 50 clients at once, with keys of all kinds?
+	$(BIN)/python -m benchmarks.clients
 
 clean:  ## remove the environment and the demo's data
 	rm -rf $(VENV) demo

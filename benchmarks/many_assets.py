@@ -71,18 +71,22 @@ class Asset:
     character: int
 
 
-def seed(store: Store, count: int, encoder: ImageEncoder) -> None:
-    """`count` assets with all that hangs on them; the same seed makes the same."""
+def seed(
+    store: Store, count: int, encoder: ImageEncoder, *, campaign: int | None = None, drawn: int | None = None
+) -> None:
+    """`count` assets with all that hangs on them; the same seed makes the same. campaign: assets each, CAMPAIGN unless given; drawn:
+    pictures a character that embeddings are of, DRAWN unless given."""
+    campaign, drawn = campaign or CAMPAIGN, drawn or DRAWN
     rng, noise = random.Random(count), np.random.default_rng(count)
     brands = _brands(store.database)
     pictures = [_picture(store, noise) for _ in range(min(PICTURES, count))]
     now = datetime.now(UTC)
     with store.database.direct() as connection, connection.transaction():
-        campaigns = _campaigns(connection, rng, brands, -(-count // CAMPAIGN), now)
-        assets = _assets(connection, rng, campaigns, brands, pictures, count, now)
+        campaigns = _campaigns(connection, rng, brands, -(-count // campaign), EVERY * campaign, now)
+        assets = _assets(connection, rng, campaigns, campaign, brands, pictures, count, now)
         _versions(connection, rng, assets)
         _said(connection, rng)
-    _embeddings(store.database, noise, assets, encoder)
+    _embeddings(store.database, noise, assets, encoder, drawn)
     with store.database.direct() as connection:
         connection.execute(
             "VACUUM (FULL) assets"
@@ -113,7 +117,7 @@ def _picture(store: Store, noise: np.random.Generator) -> str:
 
 def _campaigns(
     connection: psycopg.Connection, rng: random.Random, brands: Sequence[tuple[uuid.UUID, list[str]]], count: int,
-    now: datetime,
+    every: timedelta, now: datetime,
 ) -> list[tuple[uuid.UUID, int]]:  # fmt: skip
     """Campaigns, the newest first, each with its brand's index."""
     made, rows = [], []
@@ -131,7 +135,7 @@ def _campaigns(
                 '["brand"]',
                 "someone",
                 "seed",
-                now - EVERY * CAMPAIGN * (i + 1),
+                now - every * (i + 1),
             )
         )
         made.append((id_, b))
@@ -141,13 +145,13 @@ def _campaigns(
 
 
 def _assets(
-    connection: psycopg.Connection, rng: random.Random, campaigns: Sequence[tuple[uuid.UUID, int]],
+    connection: psycopg.Connection, rng: random.Random, campaigns: Sequence[tuple[uuid.UUID, int]], each: int,
     brands: Sequence[tuple[uuid.UUID, list[str]]], pictures: Sequence[str], count: int, now: datetime,
 ) -> list[Asset]:  # fmt: skip
     made, jobs, rows = [], [], []
     states = [s for s, weight in STATES for _ in range(weight)]
     for i in range(count):
-        campaign, b = campaigns[i // CAMPAIGN]
+        campaign, b = campaigns[i // each]
         c = rng.randrange(CHARACTERS_A_BRAND)
         name, word = brands[b][1][c], rng.choice(WORDS)
         prompt = f"{name} at the {word}, {rng.choice(WORDS)} {rng.choice(WORDS)}"
@@ -163,7 +167,7 @@ def _assets(
             pictures[i] if i < len(pictures) else sha256_of({"picture": i}), 1 + (rng.random() < SECOND_VERSION),
             b * CHARACTERS_A_BRAND + c,
         )  # fmt: skip
-        rows.append((asset.id, campaign, f"{word}-{name}", i % CAMPAIGN, key, state, 0, waits, due, released, 1, at))
+        rows.append((asset.id, campaign, f"{word}-{name}", i % each, key, state, 0, waits, due, released, 1, at))
         made.append(asset)
     _copy(
         connection,
@@ -224,11 +228,13 @@ def _said(connection: psycopg.Connection, rng: random.Random) -> None:
     _copy(connection, "assignments (id, asset_id, stage, person, by)", asked)
 
 
-def _embeddings(database: Database, noise: np.random.Generator, assets: Sequence[Asset], encoder: ImageEncoder) -> None:
+def _embeddings(
+    database: Database, noise: np.random.Generator, assets: Sequence[Asset], encoder: ImageEncoder, each: int
+) -> None:
     """Of drawn pictures of as many characters, as the studio's own encoder sees them, and of others near to those; the index is
     built once they are in, as pgvector advises."""
-    drawn = _drawn(encoder)
-    places = noise.integers(0, DRAWN, (3, len(assets)))
+    drawn = _drawn(encoder, each)
+    places = noise.integers(0, each, (3, len(assets)))
     near, this, that = (drawn[[a.character for a in assets], place] for place in places)
     vectors = near + JITTER * (this - that)
     with database.direct() as connection, connection.transaction():
@@ -243,11 +249,11 @@ def _embeddings(database: Database, noise: np.random.Generator, assets: Sequence
 
 
 @functools.cache
-def _drawn(encoder: ImageEncoder) -> np.ndarray:
-    """Unit vectors (characters, DRAWN, dim), float32."""
+def _drawn(encoder: ImageEncoder, each: int) -> np.ndarray:
+    """Unit vectors (characters, each, dim), float32."""
     rng, told = random.Random(7), []
     for who in held_out_identities()[: BRANDS * CHARACTERS_A_BRAND]:
-        pictures = [render(who, random_staging(rng), seed=n) for n in range(DRAWN)]
+        pictures = [render(who, random_staging(rng), seed=n) for n in range(each)]
         vectors = np.stack([e.pooled for e in encoder.encode(pictures)])
         told.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     return np.stack(told).astype(np.float32)

@@ -11,6 +11,10 @@ import typer
 from studio.cli.app import app
 from studio.cli.console import err, out, plain, speaking
 
+KEPT_OPEN_S = (
+    75  # idle connections: longer than clients and proxies keep them, who would send into one that is just closed
+)
+
 
 @app.command()
 def up(
@@ -69,8 +73,9 @@ def up(
                 out.print(f"Sign in, once, within 15 minutes: {plain(link)}")
             err.print("[dim]Ctrl-C ends it; nothing is lost.[/]")
             config = uvicorn.Config(
-                create_app(store), log_level="warning", server_header=False, timeout_graceful_shutdown=5
-            )
+                create_app(store), log_level="warning", server_header=False, timeout_graceful_shutdown=5,
+                timeout_keep_alive=KEPT_OPEN_S,
+            )  # fmt: skip
             gc.collect()
             gc.freeze()  # what is loaded by now stays: looking through it again held answers up
             uvicorn.Server(config).run(sockets=[server])

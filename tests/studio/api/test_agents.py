@@ -20,7 +20,6 @@ from tests.studio.api.test_matrix import CALLS, PEOPLE_ONLY, places, refused, se
 from tests.studio.api.test_runs import ask
 from tests.studio_home import Home
 
-
 ITS_OWN_ALONE = ("/cancellation", "/pause", "/resumption", "/schedules/{schedule_id}")
 
 
