@@ -32,6 +32,7 @@
     │   ├── RunOver                 state
     │   ├── QuotaSpent              wait_s
     │   ├── BudgetSpent
+    │   ├── ScheduleRefused
     │   ├── SearchUnavailable
     │   ├── SearchBusy              wait_s
     │   ├── KeyReused               key
@@ -382,6 +383,10 @@ class SearchBusy(StoreError):
     def __init__(self, wait_s: int) -> None:
         self.wait_s = wait_s
         super().__init__("too many searches at once", f"Again in {wait_s} seconds.")
+
+
+class ScheduleRefused(StoreError):
+    """A campaign that cannot be scheduled now."""
 
 
 class KeyReused(StoreError):

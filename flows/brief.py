@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,7 +14,7 @@ from pydantic import (
 )
 
 from asset_store.checks import CheckPolicy
-from asset_store.errors import BriefInvalid, Problem
+from asset_store.errors import BriefInvalid
 from asset_store.library.keys import safe_key
 from asset_store.library.models import LineOfText, RelativePath, Slug
 from asset_store.library.yaml_lines import YamlDocument
@@ -158,6 +157,17 @@ class Brief(Part):
             for s in self.shots
         )
 
+    @property
+    def drawn(self) -> int:
+        """How many the engine draws for them, candidates counted."""
+        usual, best = self.defaults.variants or DEFAULT_VARIANTS, self.defaults.best_of or 1
+        return sum(
+            (len(s.seeds) if s.seeds is not None else s.variants or usual)
+            * (s.best_of or best)
+            * (open_words.count(self, s) if self.has_open_words else 1)
+            for s in self.shots
+        )
+
     @model_validator(mode="after")
     def _budget_of_what_there_is(self) -> Brief:
         if self.budget is not None and self.budget.per != "run" and self.schedule is None:
@@ -180,15 +190,6 @@ class Brief(Part):
 def parse_brief(text: str, *, file: str) -> Brief:
     """The brief that the text describes; raises BriefInvalid with every problem, by file, line and field."""
     return parse_yaml(text, Brief, file=file, invalid=BriefInvalid, cross_check=_cross_check)
-
-
-def read_brief(path: Path) -> Brief:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = Problem(str(path), 1, "", f"The file cannot be read: {error.__class__.__name__}.")
-        raise BriefInvalid([problem]) from None
-    return parse_brief(text, file=str(path))
 
 
 def _cross_check(document: YamlDocument) -> None:

@@ -13,20 +13,23 @@ from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from sqlalchemy import func, select
 
+from asset_store.errors import RunOver
 from asset_store.repositories import runs
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, AssetVersion, Job, JobState, RunState
 from flows import finishing
-from flows.carrying import carried, state_of
+from flows.carrying import cancelled_at_prefect, carried, state_of
 from flows.contact_sheet import campaign_sheet
 from flows.making import make_all
 from flows.parameters import Actor, BriefAsYaml, Name, Workers
 from flows.planning import plan_campaign, submit_campaign
 from flows.preview import preview_url
 from flows.retrying import if_it_may_pass
-from flows.spending import check_plan, within_budget
-from flows.starting import BriefText, campaign_of, start_campaign
+from flows.spending import Purse
+from flows.starting import BriefText, asked_of, campaign_of, start_campaign
 from flows.wiring import engine, open_store
+
+TRIGGER = "prefect"  # of a brief that was given to Prefect
 
 
 @dataclass
@@ -56,10 +59,10 @@ class CampaignReport:
         return asdict(self)
 
 
-@flow(name="run-campaign", flow_run_name="{brief_name}")
+@flow(name="run-campaign", flow_run_name="{brief_name}", on_cancellation=[cancelled_at_prefect])
 async def run_campaign(
-    brief: BriefAsYaml, brief_name: Name = "brief.yaml", by: Actor = "prefect", trigger: Name = "prefect",
-    workers: Workers = 1, sheet: str | None = None, folder: str | None = None, reason: str = "",
+    brief: BriefAsYaml, brief_name: Name = "brief.yaml", by: Actor = "prefect", workers: Workers = 1,
+    sheet: str | None = None, folder: str | None = None, reason: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Make what a brief asks for. Killed and started again it makes what is missing, nothing twice.
 
@@ -67,18 +70,17 @@ async def run_campaign(
         brief: The campaign as YAML.
         brief_name: What the brief is called where its mistakes are told.
         by: Who asks for it: they may not approve its pictures.
-        trigger: What set it off, as the lineage will say.
         workers: How many run inside this process; 0 leaves the work to `onmodel worker` processes elsewhere.
         sheet: Where to write the contact sheet PNG; it is an artifact of the run in any case.
         folder: Where the brief lies, for the control pictures that it names by a path.
         reason: What it is for; it stands in the lineage.
     """
     text = BriefText(brief, brief_name, folder)
-    run_id = await asyncio.to_thread(_begun, text, by, trigger, reason)
+    run_id = await asyncio.to_thread(_begun, text, by, reason)
     return await carry_campaign(run_id, workers, sheet)
 
 
-@flow(name="make-campaign", flow_run_name="campaign-{run_id}")
+@flow(name="make-campaign", flow_run_name="campaign-{run_id}", on_cancellation=[cancelled_at_prefect])
 async def make_campaign(run_id: uuid.UUID, workers: Workers = 0, sheet: str | None = None) -> dict[str, Any]:
     """Carry a run that was asked for to its end. Killed and started again it makes what is missing, nothing twice.
 
@@ -90,16 +92,18 @@ async def make_campaign(run_id: uuid.UUID, workers: Workers = 0, sheet: str | No
     return await carry_campaign(run_id, workers, sheet)
 
 
-def _begun(brief: BriefText, by: str, trigger: str, reason: str) -> uuid.UUID:
+def _begun(brief: BriefText, by: str, reason: str) -> uuid.UUID:
+    _ = brief.parsed  # outside of the transaction
     with open_store() as store, store.database.transaction() as session:
         quota = store.settings.quota
-        return start_campaign(session, brief, quota, by=by, trigger=trigger, reason=reason, sent=True).id
+        return start_campaign(session, brief, quota, by=by, trigger=TRIGGER, reason=reason, sent=True).id
 
 
 async def carry_campaign(run_id: uuid.UUID, workers: int, sheet: str | None = None) -> dict[str, Any]:
     """Make the pictures of a run, within its budget; what came of it. `state` is the run's, `problem` why it failed."""
     result: CampaignReport | None = None
-    async with carried(run_id, within_budget):
+    purse = await asyncio.to_thread(_purse, run_id)
+    async with carried(run_id, None if purse is None else purse.look):
         submitted = await submit(run_id)
         if submitted is not None:
             result = await _made(run_id, submitted, workers, sheet)
@@ -107,6 +111,12 @@ async def carry_campaign(run_id: uuid.UUID, workers: int, sheet: str | None = No
     told = await asyncio.to_thread(state_of, run_id)
     report = (result or CampaignReport.nothing(submitted)).as_json()
     return {**report, "run": told["run"], "state": told["state"], "problem": told["problem"]}
+
+
+def _purse(run_id: uuid.UUID) -> Purse | None:
+    with open_store() as store, store.database.transaction() as session:
+        request = runs.get(session, run_id).request
+    return Purse.of(asked_of(request))
 
 
 async def _made(run_id: uuid.UUID, submitted: Submitted, workers: int, sheet: str | None) -> CampaignReport:
@@ -162,15 +172,16 @@ def _submitted(run_id: uuid.UUID, flow_run_id: str | None) -> Submitted | None:
             request, by, reason, trigger = run.request, run.requested_by, run.reason, run.trigger
             if not runs.beat(session, run_id, phase="planning", flow_run_id=flow_run_id):
                 return None
-        folder = request.get("folder")
-        plan = plan_campaign(store, campaign_of(request), folder=None if folder is None else Path(folder))
+        asked, folder = asked_of(request), request.get("folder")
+        plan = plan_campaign(store, campaign_of(request, asked), folder=None if folder is None else Path(folder))
+        if (purse := Purse.of(asked)) is not None:
+            with store.database.transaction() as session:
+                purse.check_plan(session, runs.get(session, run_id), plan)
+        try:
+            campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger, reason=reason, run_id=run_id)
+        except RunOver:
+            return None
         with store.database.transaction() as session:
-            check_plan(session, runs.get(session, run_id), plan)
-        campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger, reason=reason)
-        with store.database.transaction() as session:
-            if not runs.beat(session, run_id, phase="making", campaign_id=campaign_id):
-                runs.block(session, campaign_id, "the run was cancelled")
-                return None
             there = select(func.count(AssetVersion.asset_id.distinct())).join(Asset, Asset.id == AssetVersion.asset_id)
             before = session.scalars(there.where(Asset.campaign_id == campaign_id)).one()
         return Submitted(plan.brief.campaign, campaign_id, keys, len(plan.pictures), before)

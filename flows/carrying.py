@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Float, Integer, cast, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import OnmodelError
 from asset_store.repositories import runs
-from asset_store.repositories.schedules import Spent
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, Job, Run, RunState
+from asset_store.tables import Asset, AssetVersion, Run, RunState
 from flows.linking import link_to_page
 from flows.wiring import open_store
 from ipadapter_engine.errors import EngineError
@@ -28,7 +27,7 @@ Look = Callable[[Session, Run], None]
 async def carried(run_id: uuid.UUID, look: Look | None = None) -> AsyncIterator[None]:
     """Within, the run says every second that it is carried, how many pictures are made and what that took; an error ends it as failed.
 
-    look: is shown the run each time, in the transaction of the sign of life, and may end it.
+    look: is shown the run after each, and may end it.
     """
     try:
         async with _pulse(run_id, look):
@@ -63,42 +62,35 @@ async def _pulse(run_id: uuid.UUID, look: Look | None) -> AsyncIterator[None]:
             await beating
 
 
-def used(session: Session, run: Run) -> Spent:
-    """What a run's pictures took: those made since it began, also where another campaign asked for them, too."""
-    candidates = func.coalesce(cast(Job.recipe["best_of"]["candidates"].astext, Integer), 1)
-    took = cast(Job.picture["run"]["engine_s"].astext, Float) * candidates
-    its = select(AssetVersion.job_key).join(Asset, Asset.id == AssetVersion.asset_id)
-    made = select(func.count(), func.coalesce(func.sum(took), 0.0)).where(
-        Job.key.in_(its.where(Asset.campaign_id == run.campaign_id)), Job.finished_at >= run.made_at
-    )
-    row = session.execute(made).one()
-    return Spent(int(row[0]), round(float(row[1]), 4))
-
-
 def _beat(run_id: uuid.UUID, look: Look | None) -> None:
-    with open_store() as store, store.database.transaction() as session:
-        run = runs.get(session, run_id)
-        facts = {} if run.campaign_id is None else _progress(session, run)
-        if runs.beat(session, run_id, **facts) and look is not None and run.campaign_id is not None:
-            session.refresh(run)
-            look(session, run)
+    with open_store() as store:
+        with store.database.transaction() as session:
+            run = runs.get(session, run_id)
+            facts = {} if run.campaign_id is None else _progress(session, run)
+            going = runs.beat(session, run_id, **facts)
+        if going and facts and look is not None:
+            with store.database.transaction() as session:  # of its own: what it finds costs no sign of life
+                look(session, runs.get(session, run_id))
 
 
 def _progress(session: Session, run: Run) -> dict[str, Any]:
     its = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
     done = session.scalar(its.where(Asset.campaign_id == run.campaign_id)) or 0
     waiting = select(func.count()).where(Asset.campaign_id == run.campaign_id, Asset.review == ReviewState.DRAFT)
-    spent = used(session, run)
+    spent = runs.used(session, run)
     total = done + (session.scalar(waiting) or 0)
     return {"done": done, "total": total, "made_pictures": spent.pictures, "gpu_s": spent.gpu_s}
 
 
 def _count(run_id: uuid.UUID) -> None:
     with open_store() as store, store.database.transaction() as session:
-        run = session.get(Run, run_id, with_for_update={"of": Run})
-        if run is not None and run.campaign_id is not None:
-            spent = used(session, run)
-            run.made_pictures, run.gpu_s = spent.pictures, spent.gpu_s
+        runs.count_used(session, run_id)
+
+
+def cancelled_at_prefect(flow: Any, flow_run: Any, state: Any) -> None:
+    """Prefect's `on_cancellation`: who cancels the flow run there means the run."""
+    with open_store() as store, store.database.transaction() as session:
+        runs.cancel_of_flow(session, str(flow_run.id), "prefect")
 
 
 def _failed(run_id: uuid.UUID, problem: str) -> None:

@@ -12,14 +12,14 @@ from prefect.artifacts import acreate_image_artifact
 from prefect.cache_policies import NO_CACHE
 from sqlalchemy import select
 
-from asset_store.errors import RetakeRefused, TransitionRefused
+from asset_store.errors import RetakeRefused, RunOver, TransitionRefused
 from asset_store.pictures import open_picture
 from asset_store.repositories import runs
 from asset_store.reviewing import retaking
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, CheckOutcome, Job, JobState, Run, RunState
 from flows.campaign import conclude
-from flows.carrying import carried, state_of
+from flows.carrying import cancelled_at_prefect, carried, state_of
 from flows.making import make_all
 from flows.parameters import Workers
 from flows.planning import plan_campaign, submit_campaign
@@ -31,7 +31,7 @@ from flows.sheet_result import conclude_sheet
 from flows.wiring import engine, open_store
 
 
-@flow(name="make-character-sheet", flow_run_name="sheet-{run_id}")
+@flow(name="make-character-sheet", flow_run_name="sheet-{run_id}", on_cancellation=[cancelled_at_prefect])
 async def make_character_sheet(run_id: uuid.UUID, workers: Workers = 0) -> dict[str, Any]:
     """Carry a run to its end: its result, or what it came to. Killed and started again it goes on where it was.
 
@@ -72,11 +72,10 @@ async def plan_sheet(run_id: uuid.UUID) -> tuple[uuid.UUID, list[str], int] | No
                 if not runs.beat(session, run_id, phase="planning", flow_run_id=runtime.flow_run.get_id()):
                     return None
             plan = plan_campaign(store, request.brief(run_id))
-            campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger, reason=reason)
-            with store.database.transaction() as session:
-                if not runs.beat(session, run_id, phase="making", campaign_id=campaign_id):
-                    runs.block(session, campaign_id, "the run was cancelled")
-                    return None
+            try:
+                campaign_id, keys = submit_campaign(store, plan, by=by, trigger=trigger, reason=reason, run_id=run_id)
+            except RunOver:
+                return None
             return campaign_id, keys, request.attempts
 
     return await asyncio.to_thread(work)

@@ -40,7 +40,7 @@ def deployments(settings: Settings) -> list[Any]:
         _deployed(ingest_library, "library", schedule=library_calendar),
         _deployed(run_campaign, "campaign"),
         _deployed(make_campaign, "campaign"),
-        _deployed(act_on_schedule, "schedule"),
+        _deployed(act_on_schedule, "schedule", concurrency_limit=2),
         _deployed(make_character_sheet, "sheet"),
         _deployed(release_assets, "release"),
         _deployed(train_character_model, "training"),

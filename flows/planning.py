@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from asset_store import audit
 from asset_store.canonical import sha256_of
+from asset_store.errors import RunOver
 from asset_store.repositories import jobs as job_table
-from asset_store.repositories import libraries, presets
+from asset_store.repositories import libraries, presets, runs
 from asset_store.repositories.jobs import NewJob
 from asset_store.tables import Asset, AssetVersion, Campaign, Character, Job, JobState, Preset
 from flows import recipe_keys, recipes
@@ -174,9 +175,11 @@ def _best_of(recipe: dict[str, Any], brief: Brief, shot: Shot, making: Making) -
 
 
 def submit_campaign(
-    store: Store, plan: CampaignPlan, *, by: str, trigger: str, reason: str = ""
+    store: Store, plan: CampaignPlan, *, by: str, trigger: str, reason: str = "", run_id: uuid.UUID | None = None
 ) -> tuple[uuid.UUID, list[str]]:
     """Write campaign, assets and jobs in one transaction; the keys of all pictures that the campaign waits for.
+
+    run_id: the run that makes it, which knows its campaign from then on. RunOver where it was ended meanwhile: nothing is queued.
 
     Safe to repeat: the same brief is the same campaign, and a variant that has its picture keeps it, also when the
     library has changed since and would be planned otherwise now.
@@ -186,6 +189,8 @@ def submit_campaign(
         for data in found.blobs.values():  # before the rows that name them
             store.blobs.put(data, "image/png")
     with store.database.transaction() as session:
+        if run_id is not None and not runs.beat(session, run_id, phase="making"):
+            raise RunOver(runs.get(session, run_id).state)
         brand = libraries.get_brand(session, brief.brand)
         made = session.scalar(
             insert(Campaign)
@@ -204,7 +209,9 @@ def submit_campaign(
             .returning(Campaign.id)
         )
         same = (Campaign.name == brief.campaign, Campaign.brief_sha256 == plan.brief_sha256)
-        campaign_id = session.scalars(select(Campaign.id).where(*same).with_for_update()).one()
+        campaign_id = session.scalars(select(Campaign.id).where(*same).with_for_update(key_share=True)).one()
+        if run_id is not None:
+            runs.beat(session, run_id, campaign_id=campaign_id)
         made_pictures = select(Asset.shot, Asset.variant, Asset.job_key).join(AssetVersion)
         kept = {(r[0], r[1]): r[2] for r in session.execute(made_pictures.where(Asset.campaign_id == campaign_id))}
         todo = [p for p in plan.pictures if (p.shot, p.variant) not in kept]

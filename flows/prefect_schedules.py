@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Reconciled:
 def reconcile(store: Store) -> Reconciled | None:
     """Make the schedules of the deployment what the database says; None while that is not served yet."""
     from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
     with store.database.transaction() as session:
         wanted = {str(row.id): _wanted(row) for row in schedules.schedules(session)}
@@ -39,7 +40,8 @@ def reconcile(store: Store) -> Reconciled | None:
         other = {slug: w for slug, w in wanted.items() if slug in there and not _same(there[slug], w)}
         gone = [s.id for slug, s in there.items() if slug not in wanted]
         for slug, (schedule, active, parameters) in missing.items():
-            client.create_deployment_schedules(deployment, [(schedule, active)], parameters=parameters, slug=slug)
+            with suppress(ObjectAlreadyExists):  # another process did it just now
+                client.create_deployment_schedules(deployment, [(schedule, active)], parameters=parameters, slug=slug)
         for slug, (schedule, active, parameters) in other.items():
             client.update_deployment_schedule(
                 deployment, there[slug].id, active=active, schedule=schedule, parameters=parameters

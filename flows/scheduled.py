@@ -24,8 +24,7 @@ async def act_on_schedule(schedule_id: UUID, campaign: str = "") -> list[str]:
 
     def work() -> list[str]:
         with open_store() as store:
-            with store.database.transaction() as session:
-                started = [str(run.id) for run in act(session, schedule_id, datetime.now(UTC), store.settings.quota)]
+            started = [str(run_id) for run_id in act(store, schedule_id, datetime.now(UTC))]
             while start_one(store):  # not left to `onmodel up`, which need not run
                 pass
             return started

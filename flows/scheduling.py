@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 
-from pydantic import ValidationError
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import BriefInvalid, OnmodelError, Problem, RunOver
 from asset_store.people.accounts import principal_of
+from asset_store.people.passes import of_key
 from asset_store.people.permissions import Action
-from asset_store.repositories import libraries, runs, schedules
-from asset_store.repositories.schedules import Planned, Spent
-from asset_store.tables import CampaignSchedule, Person, Run, RunKind
-from flows import variables
-from flows.brief import parse_brief
+from asset_store.repositories import runs, schedules
+from asset_store.repositories.runs import Spent
+from asset_store.repositories.schedules import TRIGGER, Planned
+from asset_store.tables import ApiKey, CampaignSchedule, Person, Run
 from flows.budget import BEGINNING, Budget
 from flows.settings import QuotaSettings
-from flows.starting import BriefText, OfSchedule, start_campaign
+from flows.starting import BriefText, OfSchedule, campaign_of, known, request_of_campaign, start_campaign
 from flows.timetable import Schedule
 from flows.wiring import Store
 
 log = logging.getLogger("onmodel.scheduling")
-TRIGGER = "schedule"
 GRACE = timedelta(minutes=15)  # so much later it was missed: nothing ran when it was time
 PUT_OFF = timedelta(minutes=5)
-MOST_MISSED = 100  # times that are written down one by one, the newest of them
+MOST_MADE_UP = 100  # times, the newest, of `missed: all`
+BY_ITSELF = "schedule"  # who cancels a run that another one takes the place of
 
 
 def rhythm_of(row: CampaignSchedule) -> Schedule:
@@ -41,136 +42,149 @@ def budget_of(row: CampaignSchedule) -> Budget | None:
 
 
 def schedule_campaign(
-    session: Session, brief: BriefText, now: datetime, *, by: str, person_id: uuid.UUID | None = None, reason: str = ""
-) -> CampaignSchedule:
-    """Keep a brief that has a schedule, to run by itself from now on; in the place of the one that has its name. BriefInvalid; NotFound.
+    session: Session, brief: BriefText, now: datetime, *, by: str, person_id: uuid.UUID | None = None, key_id: uuid.UUID | None = None,
+    reason: str = "",
+) -> CampaignSchedule:  # fmt: skip
+    """Keep a brief that has a schedule, to run by itself from now on; in the place of the one that has its name. BriefInvalid; NotFound;
+    ScheduleRefused.
 
-    person_id: who must have the right to ask for it each time it runs; None for who sits at the terminal.
+    person_id, key_id: who must have the right to ask for it each time it runs; None for who sits at the terminal.
     """
-    asked = parse_brief(brief.text, file=brief.file)
+    asked = brief.parsed
     if asked.schedule is None:
         raise BriefInvalid([Problem(brief.file, 1, "schedule", "This brief does not say when it runs.")])
     next_at = asked.schedule.next_after(now)
     if next_at is None:
         raise BriefInvalid([Problem(brief.file, 1, "schedule", "All of its times are over.")])
-    brand = libraries.get_brand(session, asked.brand)
-    campaign = variables.filled(asked, next_at, as_campaign=f"{asked.campaign}-{asked.schedule.name_of(next_at)}")
-    for name in sorted({shot.character for shot in campaign.shots}):
-        libraries.get_character(session, brand, name)
+    brand = known(session, campaign_of(request_of_campaign(brief, next_at), asked))
     planned = Planned(
         name=asked.campaign, brief=brief.text, brief_name=brief.file, folder=brief.folder, rhythm=asked.schedule.model_dump(mode="json"),
-        budget=None if asked.budget is None else asked.budget.model_dump(mode="json"), by=by, person_id=person_id, reason=reason.strip(),
+        budget=None if asked.budget is None else asked.budget.model_dump(mode="json"), by=by, person_id=person_id, key_id=key_id,
+        reason=reason.strip(),
     )  # fmt: skip
-    return schedules.keep(session, brand, planned, now, next_at)
+    return schedules.keep(session, brand, planned, now, asked.schedule.next_after)
 
 
 def resume(session: Session, row: CampaignSchedule, by: str, now: datetime) -> None:
     """What was due while it was paused was not missed."""
-    schedules.resume(session, row, by, now, rhythm_of(row).next_after(now))
+    schedules.resume(session, row, by, now, rhythm_of(row).next_after)
 
 
 # ---------------------------------------------------------------------------- when it is time
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one look at a schedule came to. cancel: runs that are ended first, then it is looked at again; more: it is time again."""
+
+    started: Run | None = None
+    cancel: tuple[uuid.UUID, ...] = ()
+    more: bool = False
+
+
 def act_on_one(store: Store, now: datetime) -> bool:
     """Act on one schedule that it is time for; whether there was one. One that cannot be acted on is put off, and keeps nobody up."""
-    schedule_id = None
+    with store.database.transaction() as session:
+        schedule_id = schedules.due(session, now)
+    if schedule_id is None:
+        return False
     try:
-        with store.database.transaction() as session:
-            schedule_id = schedules.due(session, now)
-            if schedule_id is not None:
-                act(session, schedule_id, now, store.settings.quota)
-    except (OnmodelError, ValidationError):
-        if schedule_id is None:
-            raise
+        act(store, schedule_id, now)
+    except Exception:
         log.exception("schedule %s could not be acted on", schedule_id)
         with store.database.transaction() as session:
             schedules.get(session, schedule_id, lock=True).next_at = now + PUT_OFF
-    return schedule_id is not None
+    return True
 
 
-def act(session: Session, schedule_id: uuid.UUID, now: datetime, quota: QuotaSettings) -> list[Run]:
-    """Start, or skip and say why, what a schedule's rules say for every time of it that came since it was looked at last; each is acted
-    on once, however often this is asked for. Returns the runs that were started."""
-    row = schedules.get(session, schedule_id, lock=True)
-    if row.ended_at is not None or row.paused_at is not None:
-        return []
-    rhythm = rhythm_of(row)
-    times, more = _times(rhythm, row.looked_until, now)
-    if not times:
-        return []
-    if more:
-        log.warning("schedule %s: %d times were missed, the newest %d are written down", row.name, more, len(times))
-    started = [run for due_at in times if (run := _at(session, row, rhythm, due_at, times[-1], now, quota)) is not None]
-    row.looked_until, row.next_at = now, rhythm.next_after(now)
-    session.flush()
+def act(store: Store, schedule_id: uuid.UUID, now: datetime) -> list[uuid.UUID]:
+    """Start, or skip and say why, what a schedule's rules say for every time of it that came since it was looked at last: each in a
+    transaction of its own, once, however often this is asked for. The ids of the runs that were started."""
+    started: list[uuid.UUID] = []
+    more = True
+    while more:
+        with store.database.transaction() as session:
+            step = look(session, schedule_id, now, store.settings.quota)
+            if step.started is not None:
+                started.append(step.started.id)
+        for run_id in step.cancel:
+            with suppress(RunOver), store.database.transaction() as session:  # it may have ended just now
+                runs.cancel(session, run_id, BY_ITSELF)
+        more = step.more or bool(step.cancel)
     return started
 
 
-def _times(rhythm: Schedule, since: datetime, now: datetime) -> tuple[list[datetime], int]:
-    """The newest times in (since, now], in order, and how many there are before them."""
-    found: list[datetime] = []
-    count = 0
-    for moment in rhythm.after(since):
-        if moment > now:
-            break
-        count += 1
-        found = [*found[-(MOST_MISSED - 1) :], moment]
-    return found, count - len(found)
+def look(session: Session, schedule_id: uuid.UUID, now: datetime, quota: QuotaSettings) -> Step:
+    """Act on the first time of a schedule that was not acted on yet. Times that were missed and are not made up for are one row."""
+    row = schedules.get(session, schedule_id, lock=True)
+    if row.ended_at is not None or row.paused_at is not None:
+        return Step()
+    rhythm = rhythm_of(row)
+    times = list(takewhile(lambda moment: moment <= now, rhythm.after(row.looked_until)))
+    left_out = _left_out(rhythm, times, now)
+    due_at = times[left_out - 1] if left_out else next(iter(times), None)
+    started: Run | None = None
+    if left_out:
+        assert due_at is not None
+        why = "nothing ran when it was time"
+        why += f", {left_out} times from {times[0].isoformat(timespec='minutes')} on" if left_out > 1 else ""
+        schedules.skip(session, row, due_at, why)
+    elif due_at is not None:
+        outcome = _at(session, row, rhythm, due_at, times[-1], quota)
+        if isinstance(outcome, tuple):
+            return Step(cancel=outcome)
+        started = outcome
+    row.looked_until = row.looked_until if due_at is None else due_at
+    row.next_at = rhythm.next_after(row.looked_until if due_at is not None else now)
+    session.flush()
+    return Step(started, more=row.next_at is not None and row.next_at <= now)
+
+
+def _left_out(rhythm: Schedule, times: list[datetime], now: datetime) -> int:
+    """How many of the first of these times were missed and are not made up for."""
+    missed = sum(now - moment > GRACE for moment in times)
+    if rhythm.missed == "all":
+        return max(0, len(times) - MOST_MADE_UP)
+    return missed if rhythm.missed == "none" else max(0, min(missed, len(times) - 1))
 
 
 def _at(
-    session: Session, row: CampaignSchedule, rhythm: Schedule, due_at: datetime, latest: datetime, now: datetime, quota: QuotaSettings
-) -> Run | None:  # fmt: skip
-    """What one time of it comes to: a run, or a row that says why there is none."""
-    missed = now - due_at > GRACE
-    why = None
-    if missed and rhythm.missed == "none":
-        why = "nothing ran when it was time"
-    elif due_at != latest and rhythm.missed != "all":
-        why = "nothing ran when it was time, and it was time again since"
-    why = why or _forbidden(session, row) or _over_budget(session, row, rhythm, due_at)
+    session: Session, row: CampaignSchedule, rhythm: Schedule, due_at: datetime, latest: datetime, quota: QuotaSettings
+) -> Run | tuple[uuid.UUID, ...] | None:
+    """What one time of it comes to: a run; None and a row that says why there is none; or the runs that are to be cancelled before."""
+    brief = BriefText(row.brief, row.brief_name, row.folder)
+    why = _forbidden(session, row) or _over_budget(session, row, rhythm, due_at)
     going = schedules.going(session, row.id) if why is None else []
-    catching_up = (rhythm.missed == "all" and due_at != latest) or any(r.waits for r in going)
-    waits = bool(going) and (rhythm.if_running == "wait" or catching_up)
+    makes_up = due_at != latest or any(r.waits for r in going)
+    waits = bool(going) and (rhythm.if_running == "wait" or makes_up)
     if going and not waits and rhythm.if_running == "skip":
         why = "the run before was still going"
-    if why is not None:
-        _skip(session, row, due_at, why)
-        return None
-    if going and not waits:
-        _cancel(session, going, row)
-    brief = BriefText(row.brief, row.brief_name, row.folder)
-    try:
-        with session.begin_nested():
-            return start_campaign(
-                session, brief, quota, by=row.requested_by, trigger=TRIGGER, reason=row.reason,
-                of=OfSchedule(row.id, due_at, waits),
-            )  # fmt: skip
-    except OnmodelError as error:  # as where its quota is spent, or a character has left the library
-        _skip(session, row, due_at, f"{error.message}. {error.next_step}")
-        return None
-
-
-def _skip(session: Session, row: CampaignSchedule, due_at: datetime, why: str) -> None:
-    request = {"brief": row.brief, "file": row.brief_name, "folder": row.folder, "at": due_at.isoformat()}
-    schedules.skip(session, row, due_at, request, RunKind.CAMPAIGN, why)
-
-
-def _cancel(session: Session, going: Sequence[Run], row: CampaignSchedule) -> None:
-    for run in going:
+    elif rhythm.if_running == "wait" and rhythm.missed != "all" and any(r.waits for r in going):
+        why = "another run waits already"
+    elif going and not waits:
+        return tuple(r.id for r in going)
+    if why is None:
         try:
-            runs.cancel(session, run.id, f"schedule {row.name}")
-        except RunOver:
-            continue  # it ended just now
+            with session.begin_nested():
+                of = OfSchedule(row.id, due_at, waits)
+                return start_campaign(
+                    session, brief, quota, by=row.requested_by, trigger=TRIGGER, reason=row.reason, of=of
+                )
+        except OnmodelError as error:  # as where its quota is spent, or a character has left the library
+            why = f"{error.message}. {error.next_step}"
+    schedules.skip(session, row, due_at, why)
+    return None
 
 
 def _forbidden(session: Session, row: CampaignSchedule) -> str | None:
-    """Who scheduled it must still be somebody who may ask for it."""
+    """Who scheduled it must still be somebody who may ask for it, and the key that they did it with must still be theirs."""
     if row.person_id is None:
         return None
     person = session.get_one(Person, row.person_id)
-    if person.disabled_at is None and principal_of(person).may(Action.PRODUCE, row.brand_id):
+    who = None if person.disabled_at is not None else principal_of(person)
+    if row.key_id is not None:
+        who = of_key(session.get_one(ApiKey, row.key_id), session.scalars(select(func.now())).one())
+    if who is not None and who.may(Action.PRODUCE, row.brand_id):
         return None
     return f"{row.requested_by} may ask for campaigns of {row.brand.name} no longer"
 

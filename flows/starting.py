@@ -6,14 +6,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from asset_store.errors import BriefInvalid, Problem
 from asset_store.repositories import libraries, runs
 from asset_store.repositories.runs import Quota, Wanted
-from asset_store.tables import Run, RunKind
+from asset_store.tables import Brand, Run, RunKind
 from flows import dispatch, variables
 from flows.brief import Brief, parse_brief
 from flows.settings import QuotaSettings
@@ -23,15 +26,32 @@ from flows.wiring import Store
 log = logging.getLogger("onmodel.starting")
 DEPLOYMENTS = {RunKind.SHEET: dispatch.SHEET, RunKind.CAMPAIGN: dispatch.CAMPAIGN}
 TERMINAL = "cli"
+UNLIMITED = QuotaSettings(brand=None, asker=None)  # who sits at the terminal could change the settings as well
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BriefText:
     """A brief as it was written. folder: where it lies, for the pictures that it names by a path; None for one that came by itself."""
 
     text: str
     file: str = "brief.yaml"
     folder: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> BriefText:
+        """The brief in a file, parsed. BriefInvalid."""
+        try:
+            brief = cls(path.read_text(encoding="utf-8-sig"), str(path), str(path.resolve().parent))
+        except (OSError, UnicodeDecodeError) as error:
+            problem = Problem(str(path), 1, "", f"The file cannot be read: {error.__class__.__name__}.")
+            raise BriefInvalid([problem]) from None
+        _ = brief.parsed
+        return brief
+
+    @cached_property
+    def parsed(self) -> Brief:
+        """Read once: a long one takes seconds, for which no transaction is open. BriefInvalid."""
+        return parse_brief(self.text, file=self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +72,7 @@ def start_sheet(
     wanted = Wanted(
         RunKind.SHEET, brand, request.model_dump(mode="json"), len(request.cells), by, request.reason.strip(), trigger
     )
-    return runs.begin(session, wanted, _most(quota, trigger), sent=sent)
+    return runs.begin(session, wanted, Quota(quota.brand, quota.asker), sent=sent)
 
 
 def start_campaign(
@@ -61,25 +81,30 @@ def start_campaign(
 ) -> Run:  # fmt: skip
     """Write a campaign down to be made; sent: the caller carries it itself. BriefInvalid; NotFound; QuotaSpent."""
     request = request_of_campaign(brief, None if of is None else of.due_at)
-    campaign = campaign_of(request)
-    brand = libraries.get_brand(session, campaign.brand)
-    for name in sorted({shot.character for shot in campaign.shots}):
-        libraries.get_character(session, brand, name)
+    campaign = campaign_of(request, brief.parsed)
+    brand = known(session, campaign)
     wanted = Wanted(
-        RunKind.CAMPAIGN, brand, request, campaign.pictures, by, reason.strip(), trigger,
+        RunKind.CAMPAIGN, brand, request, campaign.pictures, by, reason.strip(), trigger, drawn=campaign.drawn,
         schedule_id=None if of is None else of.schedule_id, due_at=None if of is None else of.due_at,
         waits=of is not None and of.waits,
     )  # fmt: skip
-    return runs.begin(session, wanted, _most(quota, trigger), sent=sent)
+    return runs.begin(session, wanted, Quota(quota.brand, quota.asker), sent=sent)
+
+
+def known(session: Session, campaign: Brief) -> Brand:
+    """The brand of a campaign, all of whose characters it has. NotFound."""
+    brand = libraries.get_brand(session, campaign.brand)
+    for name in sorted({shot.character for shot in campaign.shots}):
+        libraries.get_character(session, brand, name)
+    return brand
 
 
 def request_of_campaign(brief: BriefText, due_at: datetime | None = None) -> dict[str, Any]:
     """What a run keeps of what it is asked for; due_at: the time of the brief's schedule that it is of. BriefInvalid."""
-    written = parse_brief(brief.text, file=brief.file)
     at = due_at or datetime.now(UTC)
     asked: dict[str, Any] = {"brief": brief.text, "file": brief.file, "folder": brief.folder, "at": at.isoformat()}
-    if due_at is not None and written.schedule is not None:
-        asked["campaign"] = f"{written.campaign}-{written.schedule.name_of(at)}"
+    if due_at is not None and brief.parsed.schedule is not None:
+        asked["campaign"] = f"{brief.parsed.campaign}-{brief.parsed.schedule.name_of(at)}"
     return asked
 
 
@@ -88,16 +113,11 @@ def asked_of(request: dict[str, Any]) -> Brief:
     return parse_brief(request["brief"], file=request["file"])
 
 
-def campaign_of(request: dict[str, Any]) -> Brief:
+def campaign_of(request: dict[str, Any], asked: Brief) -> Brief:
     """The campaign that a run makes: its brief with all words filled in."""
-    asked = asked_of(request)
     at = datetime.fromisoformat(request["at"])
     local = at if asked.schedule is None else at.astimezone(asked.schedule.zone)
     return variables.filled(asked, local, as_campaign=request.get("campaign"))
-
-
-def _most(quota: QuotaSettings, trigger: str) -> Quota:
-    return Quota() if trigger == TERMINAL else Quota(quota.brand, quota.asker)
 
 
 Send = Callable[[str, UUID, int], object]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice, pairwise
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
@@ -19,7 +20,8 @@ UNITS = {
     "day": timedelta(days=1),
     "week": timedelta(weeks=1),
 }
-LONGEST = timedelta(weeks=520)
+LONGEST, SHORTEST = timedelta(weeks=520), timedelta(minutes=15)
+LOOKED_AT = 200  # times of a cron line that are looked at for how often it runs
 NAMES = re.compile(r"\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)\b", re.IGNORECASE)
 
 
@@ -34,6 +36,12 @@ def _cron(value: str) -> str:
     except CronSimError as error:
         raise ValueError(f"this is no cron line: {str(error).lower()}") from None
     return value
+
+
+def _too_often(cron: str) -> bool:
+    """By its first times: what comes later is as they are."""
+    found = islice(CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC)), LOOKED_AT)
+    return any(later - earlier < SHORTEST for earlier, later in pairwise(found))
 
 
 def _every(value: str) -> str:
@@ -59,8 +67,8 @@ def _as_text(value: object) -> object:
 
 
 def _moment(value: str) -> str:
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d( \d\d:\d\d)?", value):
-        raise ValueError("write a day as YYYY-MM-DD, or a local time as YYYY-MM-DD HH:MM")
+    if not re.fullmatch(r"2[01]\d\d-\d\d-\d\d( \d\d:\d\d)?", value):
+        raise ValueError("write a day as YYYY-MM-DD, or a local time as YYYY-MM-DD HH:MM, of the years 2000 to 2199")
     try:
         datetime.fromisoformat(value)
     except ValueError:
@@ -96,6 +104,8 @@ class Schedule(Part):
             raise ValueError("give either cron or every")
         if self.every is not None and self.start is None:
             raise ValueError("every counts from start: give it")
+        if (self.step is not None and self.step < SHORTEST) or (self.cron is not None and _too_often(self.cron)):
+            raise ValueError(f"a campaign runs every {SHORTEST // timedelta(minutes=1)} minutes at most")
         if self.start is not None and self.end is not None and self.last < self.first:
             raise ValueError("it ends before it starts")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,8 +140,8 @@ def _checked(kind: type[Brief], told: dict[str, Any]) -> Brief:
     def invalid(message: str, field: str = "") -> BriefInvalid:
         return BriefInvalid([Problem("the brief with its variables filled in", 0, field, message)])
 
-    names = [shot["name"] for shot in told["shots"]]
-    if twice := next((name for name in names if names.count(name) > 1), None) if len(names) < MOST_SHOTS else None:
+    names = Counter(shot["name"] for shot in told["shots"])
+    if twice := next((name for name, times in names.items() if times > 1), None):
         raise invalid(f"Two shots become {twice!r}; name one of them otherwise.")
     try:
         return kind.model_validate(told)

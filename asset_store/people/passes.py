@@ -153,14 +153,22 @@ def principal_of_key(session: Session, secret: str) -> Principal:
     now = datetime.now(UTC)
     whole = joinedload(ApiKey.owner).joinedload(Person.grants)
     key = session.scalars(select(ApiKey).where(ApiKey.sha256 == hash_of(secret)).options(whole)).unique().one_or_none()
-    if key is None or key.revoked_at is not None or key.expires_at <= now or key.owner.disabled_at is not None:
+    who = None if key is None else of_key(key, now)
+    if key is None or who is None:
         raise NotSignedIn("this key is not known, or no longer", "Ask for another one: `onmodel keys make`.")
     if key.used_at is None or key.used_at + SEEN_EVERY < now:
         session.execute(update(ApiKey).where(ApiKey.id == key.id).values(used_at=now))
+    return who
+
+
+def of_key(key: ApiKey, now: datetime) -> Principal | None:
+    """Who acts with a key; None where it is revoked or over, or its owner is let in no more."""
+    if key.revoked_at is not None or key.expires_at <= now or key.owner.disabled_at is not None:
+        return None
     scopes = frozenset(Action(s) for s in key.scopes if s in set(Action))
     return replace(
         principal_of(key.owner), actor=f"{AGENT if key.agent else KEY}{key.name} of {key.owner.handle}", scopes=scopes,
-        only_brand=key.brand_id, is_agent=key.agent,
+        only_brand=key.brand_id, is_agent=key.agent, key_id=key.id,
     )  # fmt: skip
 
 

@@ -75,6 +75,7 @@ class Principal:
     scopes: frozenset[Action] | None = None
     only_brand: uuid.UUID | None = None
     is_agent: bool = False
+    key_id: uuid.UUID | None = None
 
     @property
     def is_person(self) -> bool:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import Float, Integer, cast, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from asset_store import audit
 from asset_store.errors import NotFound, QuotaSpent, RunOver
 from asset_store.keyset import mark_of, newest
-from asset_store.tables import Asset, AssetVersion, Brand, Job, JobState, Run, RunKind, RunState
+from asset_store.tables import Asset, AssetVersion, Brand, Campaign, Job, JobState, Run, RunKind, RunState
 
 OPEN = (RunState.QUEUED, RunState.RUNNING)
 DAY = timedelta(days=1)
@@ -29,7 +29,8 @@ BY_BRAND, BY_ASKER = 0x6F6D0003, 0x6F6D0004  # advisory locks under which quotas
 class Wanted:
     """What a run is to make. by: who asks, `key:NAME of OWNER` for a program, `agent:…` for an agent; trigger: the door it came through.
 
-    due_at: the time of the schedule that it is of; waits: until the schedule's runs before it have ended.
+    pictures: that it asks for; drawn: with all candidates, which quotas count. due_at: the time of the schedule that it is of; waits: until
+    the schedule's runs before it have ended.
     """
 
     kind: RunKind
@@ -42,6 +43,11 @@ class Wanted:
     schedule_id: uuid.UUID | None = None
     due_at: datetime | None = None
     waits: bool = False
+    drawn: int | None = None
+
+    @property
+    def counted(self) -> int:
+        return self.pictures if self.drawn is None else self.drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,14 @@ class Quota:
 
     of_brand: int | None = None
     of_asker: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What runs used: pictures made anew, and seconds of the engine."""
+
+    pictures: int
+    gpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +76,13 @@ def begin(session: Session, wanted: Wanted, quota: Quota, *, sent: bool = False)
     """Write the run down for a flow to take up; sent: the caller starts that itself. QuotaSpent."""
     _spend(session, wanted, quota)
     run = Run(
-        kind=wanted.kind, brand_id=wanted.brand.id, request=wanted.request, pictures=wanted.pictures, requested_by=wanted.by,
+        kind=wanted.kind, brand_id=wanted.brand.id, request=wanted.request, pictures=wanted.counted, requested_by=wanted.by,
         reason=wanted.reason, trigger=wanted.trigger, total=wanted.pictures, schedule_id=wanted.schedule_id, due_at=wanted.due_at,
         waits=wanted.waits,
     )  # fmt: skip
     if sent:
         run.sent, run.sent_at = 1, session.scalars(select(func.now())).one()
+        run.first_sent_at = run.sent_at
     session.add(run)
     session.flush()
     told = {"kind": wanted.kind.value, "brand": wanted.brand.name, "pictures": wanted.pictures, "reason": wanted.reason,
@@ -108,7 +123,7 @@ def take(session: Session) -> tuple[Run, int] | None:
     given no sign of life.
 
     Sent again under the same number it is the same flow run at Prefect, where it may wait for its turn; the number goes up when what had
-    begun was lost, or nothing began within an hour. After MOST_SENT times it is given up.
+    begun was lost, or nothing began within an hour since it was sent. After MOST_SENT times it is given up; then, too, None is answered.
     """
     lost = func.coalesce(Run.beat_at, Run.sent_at) < func.now() - LOST_AFTER
     before_it = aliased(Run)
@@ -125,11 +140,12 @@ def take(session: Session) -> tuple[Run, int] | None:
     if run is None:
         return None
     before, now = run.sent, session.scalars(select(func.now())).one()
-    if run.sent == 0 or run.beat_at is not None or now - run.made_at > run.sent * BEGINS_WITHIN:
+    waited = run.first_sent_at is not None and now - run.first_sent_at > run.sent * BEGINS_WITHIN
+    if run.sent == 0 or run.beat_at is not None or waited:
         if run.sent >= MOST_SENT:
             end(session, run.id, RunState.FAILED, problem=f"its flow was lost {run.sent} times")
-            return take(session)
-        run.sent += 1
+            return None  # the audit is held from here on: whatever else is locked is locked before it
+        run.sent, run.first_sent_at = run.sent + 1, run.first_sent_at or now
     run.sent_at, run.beat_at = now, None
     return run, before
 
@@ -155,6 +171,7 @@ def end(
     row = session.execute(ended.values(values).returning(Run.campaign_id)).first()
     if row is None:
         return False
+    count_used(session, run_id)
     if state is RunState.FAILED and row.campaign_id is not None:
         block(session, row.campaign_id, "its run failed")
     audit.record(session, "system", f"run {state.value}", f"run {run_id}", {"problem": problem} if problem else {})
@@ -180,14 +197,26 @@ def cancel(session: Session, run_id: uuid.UUID, by: str) -> Run:
         RunState.CANCELLED.value,
         session.scalars(select(func.now())).one(),
     )
-    blocked = block(session, run.campaign_id, f"{by} cancelled the run") if run.campaign_id is not None else 0
     session.flush()
+    blocked = block(session, run.campaign_id, f"{by} cancelled the run") if run.campaign_id is not None else 0
+    count_used(session, run_id)
     audit.record(session, by, "cancel run", f"run {run_id}", {"jobs": blocked})
     return run
 
 
+def cancel_of_flow(session: Session, flow_run_id: str, by: str) -> Run | None:
+    """End the open run that a flow run carries; None where it carries none."""
+    run_id = session.scalar(select(Run.id).where(Run.flow_run_id == flow_run_id, Run.state.in_(OPEN)))
+    return None if run_id is None else cancel(session, run_id, by)
+
+
 def block(session: Session, campaign_id: uuid.UUID, why: str) -> int:
-    """Cancel the jobs that assets of this campaign alone wait for, also those that a worker is at; how many."""
+    """Cancel the jobs that assets of this campaign alone wait for, also those that a worker is at; how many. None while another open run
+    makes the same campaign: the same brief, asked for twice, is one."""
+    session.execute(select(Campaign.id).where(Campaign.id == campaign_id).with_for_update(key_share=True))
+    others = exists().where(Run.campaign_id == campaign_id, Run.state.in_(OPEN))
+    if session.scalar(select(others)):
+        return 0
     ours = select(Asset.job_key).where(Asset.campaign_id == campaign_id)
     running = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
     held = session.scalars(
@@ -203,6 +232,27 @@ def block(session: Session, campaign_id: uuid.UUID, why: str) -> int:
         job.state, job.claimed_by, job.lease_until = JobState.CANCELLED, None, None
         job.evidence = [*job.evidence, {"attempt": job.attempt, "message": why}]
     return len(jobs)
+
+
+def used(session: Session, run: Run) -> Spent:
+    """What a run's pictures took: those made since it began, also where another run or campaign asked for them, too."""
+    candidates = func.coalesce(cast(Job.recipe["best_of"]["candidates"].astext, Integer), 1)
+    took = cast(Job.picture["run"]["engine_s"].astext, Float) * candidates
+    its = select(AssetVersion.job_key).join(Asset, Asset.id == AssetVersion.asset_id)
+    made = select(func.count(), func.coalesce(func.sum(took), 0.0)).where(
+        Job.key.in_(its.where(Asset.campaign_id == run.campaign_id)), Job.finished_at >= run.made_at
+    )
+    row = session.execute(made).one()
+    return Spent(int(row[0]), round(float(row[1]), 4))
+
+
+def count_used(session: Session, run_id: uuid.UUID) -> None:
+    """Write down what a run used, also after its end: a batch may have been under way then."""
+    run = session.get_one(Run, run_id, with_for_update={"of": Run}, populate_existing=True)
+    if run.campaign_id is not None:
+        spent = used(session, run)
+        run.made_pictures, run.gpu_s = spent.pictures, spent.gpu_s
+        session.flush()
 
 
 # ---------------------------------------------------------------------------- quotas
@@ -222,13 +272,13 @@ def _spend(session: Session, wanted: Wanted, quota: Quota) -> None:
             select(Run.made_at, Run.pictures).where(mine, Run.made_at > now - DAY).order_by(Run.made_at)
         ).all()
         left = most - sum(row.pictures for row in rows)
-        if wanted.pictures <= left:
+        if wanted.counted <= left:
             continue
         freed, until = left, now
         for row in rows:
             freed, until = freed + row.pictures, row.made_at + DAY
-            if freed >= wanted.pictures:
+            if freed >= wanted.counted:
                 break
         else:
             until = now + DAY
-        raise QuotaSpent(whose, wanted.pictures, max(0, left), most, max(1, math.ceil((until - now).total_seconds())))
+        raise QuotaSpent(whose, wanted.counted, max(0, left), most, max(1, math.ceil((until - now).total_seconds())))

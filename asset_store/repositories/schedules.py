@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session, defer
 
 from asset_store import audit
-from asset_store.errors import NotFound
-from asset_store.repositories.runs import OPEN
-from asset_store.tables import Brand, CampaignSchedule, Run, RunState
+from asset_store.errors import NotFound, ScheduleRefused
+from asset_store.repositories.runs import OPEN, Spent
+from asset_store.tables import Brand, CampaignSchedule, Run, RunKind, RunState
+
+NAMES = 0x6F6D0005  # advisory locks under which a schedule is given its name
+MOST_OF_A_BRAND = 100
+MOST_SHOWN = 3000  # as many as a month has quarters of an hour, and no more
+TRIGGER = "schedule"
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A brief with its schedule, as it is to be kept. person_id: whose right to ask for it is looked at each time it runs."""
+    """A brief with its schedule, as it is to be kept. person_id, key_id: whose right to ask for it is looked at each time it
+    runs."""
 
     name: str
     brief: str
@@ -29,27 +35,35 @@ class Planned:
     budget: dict[str, Any] | None
     by: str
     person_id: uuid.UUID | None
+    key_id: uuid.UUID | None
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What runs used: pictures made anew, and seconds of the engine."""
+def hold(session: Session, brand: Brand, name: str) -> CampaignSchedule | None:
+    """The schedule that has a name, which nobody else gives, takes or changes until the transaction is over; None where it is free."""
+    session.execute(select(func.pg_advisory_xact_lock(NAMES, func.hashtext(f"{brand.id}/{name}"))))
+    return session.scalar(
+        _named(brand, name).with_for_update(of=CampaignSchedule).execution_options(populate_existing=True)
+    )
 
-    pictures: int
-    gpu_s: float
 
-
-def keep(session: Session, brand: Brand, planned: Planned, now: datetime, next_at: datetime | None) -> CampaignSchedule:
-    """Schedule a campaign of a brand, in the place of the schedule that has its name. Nothing is made up for that was due before."""
-    row = find(session, brand, planned.name, lock=True)
+def keep(
+    session: Session, brand: Brand, planned: Planned, now: datetime, next_after: Callable[[datetime], datetime | None]
+) -> CampaignSchedule:
+    """Schedule a campaign of a brand, in the place of the schedule that has its name. Nothing is made up for that was due before, and
+    nothing that was acted on is due again. ScheduleRefused where a brand has too many."""
+    row = hold(session, brand, planned.name)
+    since = now if row is None else max(now, row.looked_until)
     kept = {
         "brief": planned.brief, "brief_name": planned.brief_name, "folder": planned.folder, "rhythm": planned.rhythm,
-        "budget": planned.budget, "requested_by": planned.by, "person_id": planned.person_id, "reason": planned.reason,
-        "looked_until": now, "next_at": next_at,
+        "budget": planned.budget, "requested_by": planned.by, "person_id": planned.person_id, "key_id": planned.key_id,
+        "reason": planned.reason, "looked_until": since, "next_at": next_after(since),
     }  # fmt: skip
     action = "schedule campaign"
     if row is None:
+        going = select(func.count()).where(CampaignSchedule.brand_id == brand.id, CampaignSchedule.ended_at.is_(None))
+        if (session.scalar(going) or 0) >= MOST_OF_A_BRAND:
+            raise ScheduleRefused(f"{brand.name} has {MOST_OF_A_BRAND} schedules already", "End one of them first.")
         row = CampaignSchedule(name=planned.name, brand_id=brand.id, brand=brand, **kept)
         session.add(row)
     else:
@@ -68,11 +82,10 @@ def keep(session: Session, brand: Brand, planned: Planned, now: datetime, next_a
     return row
 
 
-def find(session: Session, brand: Brand, name: str, *, lock: bool = False) -> CampaignSchedule | None:
-    question = select(CampaignSchedule).where(
+def _named(brand: Brand, name: str) -> Select[CampaignSchedule]:
+    return select(CampaignSchedule).where(
         CampaignSchedule.brand_id == brand.id, CampaignSchedule.name == name, CampaignSchedule.ended_at.is_(None)
     )
-    return session.scalar(question.with_for_update(of=CampaignSchedule) if lock else question)
 
 
 def get(session: Session, schedule_id: uuid.UUID, *, lock: bool = False) -> CampaignSchedule:
@@ -120,10 +133,13 @@ def pause(session: Session, row: CampaignSchedule, by: str, now: datetime) -> No
         audit.record(session, by, "pause schedule", f"schedule {row.id}", {"name": row.name})
 
 
-def resume(session: Session, row: CampaignSchedule, by: str, now: datetime, next_at: datetime | None) -> None:
+def resume(
+    session: Session, row: CampaignSchedule, by: str, now: datetime, next_after: Callable[[datetime], datetime | None]
+) -> None:
     """It runs again from now on: what was due while it was paused was not missed."""
     if row.paused_at is not None:
-        row.paused_at, row.looked_until, row.next_at = None, now, next_at
+        row.paused_at, row.looked_until = None, max(now, row.looked_until)
+        row.next_at = next_after(row.looked_until)
         session.flush()
         audit.record(session, by, "resume schedule", f"schedule {row.id}", {"name": row.name})
 
@@ -146,9 +162,9 @@ def going(session: Session, schedule_id: uuid.UUID) -> Sequence[Run]:
 
 
 def runs_between(session: Session, schedule_id: uuid.UUID, since: datetime, until: datetime) -> Sequence[Run]:
-    """Those whose time lies in [since, until), in order."""
+    """Those whose time lies in [since, until), in order, without what they ask for."""
     mine = select(Run).where(Run.schedule_id == schedule_id, Run.due_at >= since, Run.due_at < until)
-    return session.scalars(mine.order_by(Run.due_at)).all()
+    return session.scalars(mine.order_by(Run.due_at).limit(MOST_SHOWN).options(defer(Run.request))).all()
 
 
 def spent(session: Session, schedule_id: uuid.UUID, since: datetime, but: uuid.UUID | None = None) -> Spent:
@@ -159,18 +175,20 @@ def spent(session: Session, schedule_id: uuid.UUID, since: datetime, but: uuid.U
     return Spent(int(row[0]), float(row[1]))
 
 
-def skip(
-    session: Session, row: CampaignSchedule, due_at: datetime, request: dict[str, Any], kind: Any, why: str
-) -> Run:
-    """Write down that it was time and nothing was started, and why."""
+def skip(session: Session, row: CampaignSchedule, due_at: datetime, why: str) -> Run:
+    """Write down that it was time and nothing was started, and why. The brief is not kept again: the schedule has it."""
     run = Run(
-        kind=kind, brand_id=row.brand_id, request=request, pictures=0, requested_by=row.requested_by, reason=row.reason,
-        trigger="schedule", state=RunState.SKIPPED, phase=RunState.SKIPPED.value, problem=why, schedule_id=row.id, due_at=due_at,
-        finished_at=session.scalars(select(func.now())).one(),
+        kind=RunKind.CAMPAIGN, brand_id=row.brand_id, request={"at": due_at.isoformat()}, pictures=0, requested_by=row.requested_by,
+        reason=row.reason, trigger=TRIGGER, state=RunState.SKIPPED, phase=RunState.SKIPPED.value, problem=why[:2000], schedule_id=row.id,
+        due_at=due_at, finished_at=session.scalars(select(func.now())).one(),
     )  # fmt: skip
     session.add(run)
     session.flush()
     audit.record(
-        session, "system", "skip run", f"run {run.id}", {"schedule": row.name, "due_at": due_at.isoformat(), "why": why}
+        session,
+        "system",
+        "skip run",
+        f"run {run.id}",
+        {"schedule": row.name, "due_at": due_at.isoformat(), "why": why[:2000]},
     )
     return run

@@ -57,9 +57,8 @@ class CampaignSchedule(Base):
     rhythm: Mapped[dict[str, Any]]  # the brief's `schedule`
     budget: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     requested_by: Mapped[str]
-    person_id: Mapped[uuid.UUID | None] = mapped_column(
-        ForeignKey("people.id")
-    )  # whose right to ask for it is looked at
+    person_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("people.id"))  # whose right to ask is looked at,
+    key_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_keys.id"))  # as far as their key has it
     reason: Mapped[str]
     made_at: Mapped[Made]
     looked_until: Mapped[datetime]
@@ -75,7 +74,8 @@ class CampaignSchedule(Base):
 class Run(Base):
     """Work that somebody asked for: by whom, why, what set it off, how far it is and what came of it.
 
-    `sent_at`: when a flow was last started for it; `beat_at`: when that last said that it is alive. `made_pictures`, `gpu_s`: what it used.
+    `sent_at`: when a flow was last started for it, `first_sent_at` for the first time; `beat_at`: when that last said that it is alive.
+    `made_pictures`, `gpu_s`: what it used.
     """
 
     __tablename__ = "runs"
@@ -89,7 +89,7 @@ class Run(Base):
     kind: Mapped[RunKind] = mapped_column(text_enum(RunKind))
     brand_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("brands.id"))
     request: Mapped[dict[str, Any]]
-    pictures: Mapped[int]  # that it asks for; what is tried again is not counted
+    pictures: Mapped[int]  # that it asks to have drawn, candidates counted: what quotas count
     requested_by: Mapped[str]
     reason: Mapped[str]
     trigger: Mapped[str]  # cli, api, page, schedule, agent, prefect
@@ -103,6 +103,7 @@ class Run(Base):
     flow_run_id: Mapped[str | None]
     sent: Mapped[int] = mapped_column(default=0)  # how often a flow was started for it
     sent_at: Mapped[datetime | None]
+    first_sent_at: Mapped[datetime | None]
     beat_at: Mapped[datetime | None]
     made_at: Mapped[Made]
     finished_at: Mapped[datetime | None]

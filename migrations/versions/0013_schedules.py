@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("budget", JSONB(), nullable=True),
         sa.Column("requested_by", sa.Text(), nullable=False),
         sa.Column("person_id", sa.Uuid(), nullable=True),
+        sa.Column("key_id", sa.Uuid(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("made_at", MOMENT, nullable=False, server_default=sa.text("now()")),
         sa.Column("looked_until", MOMENT, nullable=False),
@@ -37,6 +38,7 @@ def upgrade() -> None:
         sa.Column("row_version", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["brand_id"], ["brands.id"], name="fk_schedules_brand_id_brands"),
         sa.ForeignKeyConstraint(["person_id"], ["people.id"], name="fk_schedules_person_id_people"),
+        sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name="fk_schedules_key_id_api_keys"),
         sa.PrimaryKeyConstraint("id", name="pk_schedules"),
     )
     going = sa.text("ended_at IS NULL")
@@ -47,6 +49,7 @@ def upgrade() -> None:
     op.create_index("ix_schedules_next_at", "schedules", ["next_at"], postgresql_where=waiting)
     op.add_column("runs", sa.Column("schedule_id", sa.Uuid(), nullable=True))
     op.add_column("runs", sa.Column("due_at", MOMENT, nullable=True))
+    op.add_column("runs", sa.Column("first_sent_at", MOMENT, nullable=True))
     op.add_column("runs", sa.Column("waits", sa.Boolean(), nullable=False, server_default="false"))
     op.add_column("runs", sa.Column("made_pictures", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("runs", sa.Column("gpu_s", sa.Float(), nullable=False, server_default="0"))
@@ -58,6 +61,6 @@ def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '4s'")
     op.drop_constraint("uq_runs_schedule_id_due_at", "runs")
     op.drop_constraint("fk_runs_schedule_id_schedules", "runs")
-    for column in ("gpu_s", "made_pictures", "waits", "due_at", "schedule_id"):
+    for column in ("gpu_s", "made_pictures", "waits", "first_sent_at", "due_at", "schedule_id"):
         op.drop_column("runs", column)
     op.drop_table("schedules")

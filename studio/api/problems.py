@@ -33,6 +33,7 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.ReleaseRefused: 409,
     errors.RightsRefused: 409,
     errors.RunOver: 409,
+    errors.ScheduleRefused: 409,
     errors.LineageIncomplete: 409,
     errors.QuotaSpent: 429,
     errors.SearchBusy: 429,

@@ -14,11 +14,10 @@ from asset_store.people.permissions import Action, Principal
 from asset_store.repositories import schedules
 from asset_store.tables import CampaignSchedule
 from flows import scheduling
-from flows.brief import parse_brief
 from flows.scheduling import schedule_campaign
 from studio.api.answers import Answer
 from studio.api.callers import Idempotency, StoreDep, Who, need
-from studio.api.campaigns import FILE, BriefIn
+from studio.api.campaigns import BriefIn
 from studio.api.once import answered
 from studio.api.runs import RunOut, producing
 
@@ -86,14 +85,16 @@ def get_schedules(who: Who, store: StoreDep) -> SchedulesOut:
 def keep_schedule(body: BriefIn, who: Who, store: StoreDep, idempotency_key: Idempotency = None) -> ScheduleOut:
     """Have a brief run by itself when its `schedule` says so, in the place of the one that is scheduled under its name. Each time it runs,
     who asked for it must still be allowed to."""
-    now = datetime.now(UTC)
+    now, brief = datetime.now(UTC), body.read()
 
     def act(session: Session) -> ScheduleOut:
-        asked = parse_brief(body.brief, file=FILE)
-        before = schedules.find(session, producing(session, asked.brand, who), asked.campaign)
+        brand = producing(session, brief.parsed.brand, who)
+        before = schedules.hold(session, brand, brief.parsed.campaign)
         if before is not None:
             _check_its_own(who, before)
-        row = schedule_campaign(session, body.text, now, by=who.actor, person_id=who.person_id, reason=body.reason)
+        row = schedule_campaign(
+            session, brief, now, by=who.actor, person_id=who.person_id, key_id=who.key_id, reason=body.reason
+        )
         return ScheduleOut.of(session, row, now)
 
     return answered(store, who, idempotency_key, {"schedule": body.model_dump()}, act, ScheduleOut)

@@ -39,27 +39,22 @@ def campaign_run(
     """Make the pictures of a brief and put them into review. Stopped and started again it makes only what is missing."""
     with speaking():
         from asset_store.repositories import runs
-        from flows.brief import read_brief
         from flows.campaign import make_campaign
         from flows.planning import plan_campaign
-        from flows.settings import load_settings
-        from flows.starting import TERMINAL, BriefText, campaign_of, request_of_campaign, start_campaign
+        from flows.starting import TERMINAL, UNLIMITED, BriefText, campaign_of, request_of_campaign, start_campaign
         from flows.wiring import open_store, os_user
 
-        read_brief(brief)  # what cannot be read is told before anything is opened
-        text = BriefText(brief.read_text(encoding="utf-8-sig"), str(brief), str(brief.resolve().parent))
+        text = BriefText.read(brief)  # what cannot be read is told before anything is opened
         if dry_run:
             with open_store() as store:
-                plan = plan_campaign(
-                    store, campaign_of(request_of_campaign(text)), folder=brief.resolve().parent
-                ).as_json()
+                campaign = campaign_of(request_of_campaign(text), text.parsed)
+                plan = plan_campaign(store, campaign, folder=brief.resolve().parent).as_json()
             emit(plan) if json else _show_plan(plan)
             return
         with open_store() as store:
             with store.database.transaction() as session:
-                quota = load_settings().quota
                 asked = start_campaign(
-                    session, text, quota, by=by or os_user(), trigger=TERMINAL, reason=reason, sent=True
+                    session, text, UNLIMITED, by=by or os_user(), trigger=TERMINAL, reason=reason, sent=True
                 )
                 run_id = asked.id
             try:
@@ -128,13 +123,11 @@ def _show_run(report: dict[str, Any]) -> None:
 def campaign_schedule(brief: Brief, reason: Reason = "", by: By = None, json: Json = False) -> None:
     """Have a brief run by itself when its `schedule` says so; in the place of the one that is scheduled under its name."""
     with speaking():
-        from flows.brief import read_brief
         from flows.scheduling import schedule_campaign
         from flows.starting import BriefText
         from flows.wiring import open_store, os_user
 
-        read_brief(brief)
-        text = BriefText(brief.read_text(encoding="utf-8-sig"), str(brief), str(brief.resolve().parent))
+        text = BriefText.read(brief)
         with open_store() as store, store.database.transaction() as session:
             row = schedule_campaign(session, text, datetime.now(UTC), by=by or os_user(), reason=reason)
             told = _told(row)

@@ -40,8 +40,7 @@ def sheet(
     with speaking():
         from asset_store.repositories import libraries, runs
         from flows.character_sheet import make_character_sheet
-        from flows.settings import load_settings
-        from flows.starting import TERMINAL, start_sheet
+        from flows.starting import TERMINAL, UNLIMITED, start_sheet
         from flows.wiring import open_store, os_user
 
         with open_store() as store:
@@ -56,8 +55,7 @@ def sheet(
                     brand=who.brand.name, character=who.name, attempts=attempts, seed=seed,
                     reason=reason, **given,
                 )  # fmt: skip
-                quota = load_settings().quota
-                run_id = start_sheet(session, request, quota, by=by or os_user(), trigger=TERMINAL, sent=True).id
+                run_id = start_sheet(session, request, UNLIMITED, by=by or os_user(), trigger=TERMINAL, sent=True).id
             try:
                 with bars(quiet=json):
                     told = asyncio.run(make_character_sheet(run_id, workers))

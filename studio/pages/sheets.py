@@ -50,6 +50,8 @@ def run_page(run_id: uuid.UUID, request: Request, store: StoreDep) -> Response:
         assert run is not None
         told, may_cancel = RunOut.of(run, store.settings), who.may(Action.PRODUCE, run.brand_id)
         if run.kind is RunKind.CAMPAIGN:
-            return page(request, "campaign_run.html", who, run=told, brief=run.request["brief"], may_cancel=may_cancel)
+            return page(
+                request, "campaign_run.html", who, run=told, brief=run.request.get("brief", ""), may_cancel=may_cancel
+            )
         asked = SheetRequest.model_validate(run.request)
         return page(request, "run.html", who, run=told, asked=asked, may_cancel=may_cancel)

@@ -138,7 +138,7 @@ def test_a_campaigns_check_uses_the_stored_version_and_all_own_references_and_sa
     assert low - 1e-3 <= told["Pip"]["threshold"] <= high + 1e-3
     assert [t["new"] for t in store_calibrations("Pip", brand="lumen", by="pat")] == [False]
     brief = SMALL_BRIEF.replace("variants: 3", "variants: 1")
-    asyncio.run(run_campaign(brief, "brief.yaml", "pat", "test"))
+    asyncio.run(run_campaign(brief, "brief.yaml", "pat"))
     own = {name: pooled(home, name) for name in ("Pip", "Mora")}
     with open_store() as store, home.database.transaction() as session:
         encoder = engine(store.settings).encoder

@@ -52,7 +52,7 @@ shots:
 
 
 def run(brief: str = SMALL_BRIEF, **options: Any) -> dict[str, Any]:
-    return asyncio.run(run_campaign(brief, "brief.yaml", "pat", "test", **options))
+    return asyncio.run(run_campaign(brief, "brief.yaml", "pat", **options))
 
 
 def assets(home: Home) -> dict[tuple[str, int], Asset]:

@@ -229,7 +229,7 @@ def test_the_plan_and_the_lineage_say_how_each_reference_was_chosen(crowded: Hom
     assert "typicality" in pip["references"][0]
     assert any("outlier" in line for line in pip["left_out"])
     assert (bo["references"], bo["left_out"]) == (["bo/side.png"], [])
-    asyncio.run(run_campaign(CHOOSING_BRIEF, "brief.yaml", "pat", "test"))
+    asyncio.run(run_campaign(CHOOSING_BRIEF, "brief.yaml", "pat"))
     with crowded.database.transaction() as session:
         records = {r.record["run"]["shot"]: r.record for r in session.scalars(select(LineageRecord))}
     assert [r["chosen"] for r in records["bo"]["references"]] == ["named in the brief"]

@@ -37,7 +37,7 @@ def test_a_campaign_runs_on_the_checkpoint_of_the_settings(
     monkeypatch.setenv("ONMODEL_ENGINE__ADAPTER", str(tiny.write_safetensors(tmp_path / "adapter.safetensors", state)))
     monkeypatch.setenv("ONMODEL_ENGINE__ENCODER", str(tiny.write_encoder(tmp_path / "clip")))
     asyncio.run(ingest_library(str(home.library), "pat"))
-    report = asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat", "test"))
+    report = asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat"))
     assert (report["made"], report["problems"]) == (2, [])
     with home.database.transaction() as session:
         hidden = session.scalars(select(Embedding.hidden_sha256)).all()

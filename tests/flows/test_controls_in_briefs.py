@@ -204,7 +204,7 @@ def pixels(home: Home) -> dict[str, str]:
 
 def run(text: str, folder: Path | None = None, name: str = "parts") -> dict[str, Any]:
     text = text.replace("campaign: parts", f"campaign: {name}")
-    return asyncio.run(run_campaign(text, "brief.yaml", "pat", "test", folder=str(folder) if folder else None))
+    return asyncio.run(run_campaign(text, "brief.yaml", "pat", folder=str(folder) if folder else None))
 
 
 def record(home: Home) -> dict[str, Any]:
@@ -491,7 +491,7 @@ def test_the_most_alike_of_n_is_kept_the_others_are_on_record_and_no_assets(inge
     brief = BEST + "checks: {identity_min: 0}\n"  # so that the check, too, is of the references that made the picture
     told = ingested.onmodel("campaign", "run", str(ingested.brief(brief)), "--dry-run")
     assert "The engine makes 12 pictures for them" in told.out, told.err
-    report = asyncio.run(run_campaign(brief, "brief.yaml", "pat", "test"))
+    report = asyncio.run(run_campaign(brief, "brief.yaml", "pat"))
     assert (report["pictures"], report["made"], report["problems"]) == (4, 4, [])
     assert planned(brief).as_json()["to_draw"] == 0
     with ingested.database.transaction() as session:
@@ -515,12 +515,12 @@ def test_the_most_alike_of_n_is_kept_the_others_are_on_record_and_no_assets(inge
 
 
 def test_the_recorded_seed_makes_the_kept_picture_again(ingested: Home) -> None:
-    asyncio.run(run_campaign(BEST, "brief.yaml", "pat", "test"))
+    asyncio.run(run_campaign(BEST, "brief.yaml", "pat"))
     lineage = record(ingested)
     again = BEST.replace("campaign: best", "campaign: again").replace(", variants: 2, best_of: 3", "")
     shot = lineage["run"]["shot"]
     again = again.replace(f"name: {shot},", f"name: {shot}, seeds: [{lineage['settings']['seed']}],")
-    asyncio.run(run_campaign(again, "brief.yaml", "pat", "test"))
+    asyncio.run(run_campaign(again, "brief.yaml", "pat"))
     with ingested.database.transaction() as session:
         records = [r.record for r in session.scalars(select(LineageRecord))]
     made = {(r["run"]["campaign"], r["run"]["shot"]): r["output"]["sha256"] for r in records}

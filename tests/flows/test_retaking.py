@@ -42,7 +42,7 @@ shots:
 @pytest.fixture
 def sent_back(home: Home) -> tuple[Home, uuid.UUID]:
     asyncio.run(ingest_library(str(home.library), "pat"))
-    asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat", "test"))
+    asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat"))
     with home.database.transaction() as session:
         asset = session.scalars(select(Asset)).one()
         assert asset.current is not None
@@ -90,7 +90,7 @@ def test_what_was_said_becomes_the_next_version_of_the_same_asset(sent_back: tup
 def test_the_campaign_again_keeps_what_was_made_anew(sent_back: tuple[Home, uuid.UUID]) -> None:
     home, id_ = sent_back
     retake(id_)
-    report = asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat", "test"))
+    report = asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat"))
     assert (report["pictures"], report["made"], report["reused"], report["problems"]) == (1, 0, 1, [])
     assert len(asset_of(home, id_).versions) == 2
 

@@ -44,7 +44,7 @@ def ingested(home: Home) -> Home:
 
 
 def made(name: str) -> dict[str, Any]:
-    return asyncio.run(run_campaign(BRIEF.format(name), "brief.yaml", "pat", "test"))
+    return asyncio.run(run_campaign(BRIEF.format(name), "brief.yaml", "pat"))
 
 
 def rejected(home: Home, name: str = "first") -> str:

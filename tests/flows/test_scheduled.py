@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from sqlalchemy import func, select, update
 
 from asset_store.errors import BudgetSpent
 from asset_store.repositories import runs, schedules
-from asset_store.tables import Asset, Campaign, CampaignSchedule, Job, JobState, Run, RunState
+from asset_store.tables import Asset, AuditRow, Campaign, CampaignSchedule, Job, JobState, Run, RunState
 from flows import dispatch
 from flows.campaign import make_campaign, run_campaign
+from flows.character_sheet import make_character_sheet
 from flows.library import ingest_library
 from flows.prefect_schedules import Reconciled, reconcile
 from flows.scheduled import act_on_schedule
@@ -213,3 +215,16 @@ def test_whoever_runs_a_brief_leaves_a_run_with_what_came_of_it(ingested: Home) 
     )
     assert run.result is not None
     assert (run.result["made"], run.result["campaign"]) == (2, "weekly")
+
+
+@pytest.mark.parametrize("flow", [make_campaign, run_campaign, make_character_sheet])
+def test_who_cancels_the_flow_run_at_prefect_cancels_the_run(ingested: Home, flow: Any) -> None:
+    run_id, flow_run_id = begun(ingested), uuid.uuid4()
+    with ingested.database.transaction() as session:
+        runs.beat(session, run_id, flow_run_id=str(flow_run_id))
+    for hook in flow.on_cancellation_hooks:
+        hook(flow, SimpleNamespace(id=flow_run_id), None)
+        hook(flow, SimpleNamespace(id=uuid.uuid4()), None)  # of a flow run that carries none
+    assert run_of(ingested, run_id).state is RunState.CANCELLED
+    with ingested.database.transaction() as session:
+        assert session.scalars(select(AuditRow.actor).where(AuditRow.action == "cancel run")).all() == ["prefect"]

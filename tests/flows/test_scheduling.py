@@ -16,14 +16,15 @@ from sqlalchemy.orm import Session
 
 from asset_store.blobs import open_blobs
 from asset_store.database import Database
-from asset_store.errors import BriefInvalid, NotFound
-from asset_store.people import accounts
+from asset_store.errors import BriefInvalid, NotFound, ScheduleRefused
+from asset_store.people import accounts, passes
+from asset_store.people.permissions import BY_AGENT
 from asset_store.repositories import runs, schedules
 from asset_store.tables import AuditRow, CampaignSchedule, Role, Run, RunState
 from flows import scheduling
-from flows.scheduling import act, act_on_one, calendar, schedule_campaign
+from flows.scheduling import act, act_on_one, calendar, look, schedule_campaign
 from flows.settings import QuotaSettings, Settings
-from flows.starting import BriefText, campaign_of
+from flows.starting import BriefText, asked_of, campaign_of
 from flows.wiring import Store
 from tests.stories import a_brand, a_character
 
@@ -56,7 +57,15 @@ def weekly(session: Session) -> Any:
 
 
 def acted(session: Session, row: CampaignSchedule, now: datetime, quota: QuotaSettings = FREE) -> list[Run]:
-    return act(session, row.id, now, quota)
+    """As `act` does it, within the test's own transaction."""
+    started: list[Run] = []
+    while True:
+        step = look(session, row.id, now, quota)
+        started += [step.started] if step.started else []
+        for run_id in step.cancel:
+            runs.cancel(session, run_id, "schedule")
+        if not step.more and not step.cancel:
+            return started
 
 
 def told(session: Session, row: CampaignSchedule) -> list[tuple[str, str, str]]:
@@ -77,7 +86,7 @@ def test_when_it_is_time_a_run_is_written_down_with_who_why_and_the_calendar_as_
         "schedule",
         RunState.QUEUED,
     )
-    made = campaign_of(run.request)
+    made = campaign_of(run.request, asked_of(run.request))
     assert (made.campaign, made.shots[0].prompt, run.pictures) == ("spring-2026-03-23", "a mascot, 2026-03-23", 4)
     assert row.next_at == datetime(2026, 3, 30, 7, tzinfo=UTC)  # in summer time
 
@@ -89,20 +98,20 @@ def test_nothing_runs_before_it_is_time_and_nothing_twice(session: Session, week
     assert acted(session, row, MONDAY) == acted(session, row, MONDAY + timedelta(days=6)) == []
 
 
-def test_two_that_look_at_the_same_moment_start_one_run(own_database: Database) -> None:
+def test_two_that_look_at_the_same_moment_start_one_run(own_database: Database, tmp_path: Path) -> None:
     with own_database.transaction() as session:
         a_brand(session)
         a_character(session)
         row_id = schedule_campaign(session, brief(), MONDAY - timedelta(days=1), by="ada").id
+    store = Store(own_database, open_blobs(str(tmp_path)), Settings(home=tmp_path))
     started: list[uuid.UUID] = []
     gate = threading.Barrier(4)
 
-    def look() -> None:
+    def looked() -> None:
         gate.wait()
-        with own_database.transaction() as session:
-            started.extend(run.id for run in act(session, row_id, MONDAY, FREE))
+        started.extend(act(store, row_id, MONDAY))
 
-    threads = [threading.Thread(target=look) for _ in range(4)]
+    threads = [threading.Thread(target=looked) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -113,18 +122,20 @@ def test_two_that_look_at_the_same_moment_start_one_run(own_database: Database) 
 @pytest.mark.parametrize(
     ("missed", "states"),
     [
-        ("latest", ["skipped", "skipped", "queued"]),
-        ("none", ["skipped", "skipped", "skipped"]),
-        ("all", ["queued", "queued", "queued"]),
+        ("latest", [("03-30 07:00", "skipped"), ("04-06 07:00", "queued")]),
+        ("none", [("04-06 07:00", "skipped")]),
+        ("all", [("03-23 08:00", "queued"), ("03-30 07:00", "queued"), ("04-06 07:00", "queued")]),
     ],
 )
 def test_times_that_were_missed_are_made_up_for_as_the_brief_says(
-    session: Session, weekly: Any, missed: str, states: list[str]
+    session: Session, weekly: Any, missed: str, states: list[tuple[str, str]]
 ) -> None:
     row = weekly(f"missed: {missed}")
     acted(session, row, MONDAY + timedelta(days=15))
-    assert [state for _, state, _ in told(session, row)] == states
-    assert [day for day, _, _ in told(session, row)] == ["03-23 08:00", "03-30 07:00", "04-06 07:00"]
+    assert [(day, state) for day, state, _ in told(session, row)] == states
+    if missed != "all":
+        assert "nothing ran when it was time" in told(session, row)[0][2]
+    assert row.looked_until == datetime(2026, 4, 6, 7, tzinfo=UTC)
 
 
 def test_missed_runs_that_are_all_made_up_for_go_one_after_the_other(session: Session, weekly: Any) -> None:
@@ -143,13 +154,17 @@ def test_a_few_minutes_late_is_not_missed(session: Session, weekly: Any) -> None
     assert len(acted(session, row, MONDAY + timedelta(minutes=14))) == 1
 
 
-def test_however_many_were_missed_only_the_newest_are_written_down(session: Session) -> None:
+@pytest.mark.parametrize(("missed", "rows", "started"), [("latest", 2, 1), ("all", 101, 100)])
+def test_however_many_were_missed_what_is_left_out_is_one_row(
+    session: Session, missed: str, rows: int, started: int
+) -> None:
     a_brand(session)
     a_character(session)
-    text = BRIEF.format(more="", rest="").replace("0 9 * * mon", "'*/5 * * * *'")
+    text = BRIEF.format(more=f", missed: {missed}", rest="").replace("0 9 * * mon", "'*/15 * * * *'")
     row = schedule_campaign(session, BriefText(text), MONDAY, by="ada")
-    assert len(acted(session, row, MONDAY + timedelta(days=30))) == 1
-    assert len(told(session, row)) == scheduling.MOST_MISSED
+    assert len(acted(session, row, MONDAY + timedelta(days=30, minutes=1))) == started
+    assert len(told(session, row)) == rows
+    assert "2" in told(session, row)[0][2]
 
 
 @pytest.mark.parametrize(
@@ -276,3 +291,46 @@ def test_a_schedule_that_cannot_be_read_is_put_off_and_keeps_no_other_up(
     assert [act_on_one(store, MONDAY) for _ in range(3)] == [True, True, False]
     with own_database.transaction() as session:
         assert session.scalars(select(Run.schedule_id)).all() == [other_id]
+
+
+def test_one_that_is_replaced_while_its_time_is_acted_on_is_not_due_again(
+    own_database: Database, tmp_path: Path
+) -> None:
+    store = Store(own_database, open_blobs(str(tmp_path)), Settings(home=tmp_path))
+    with own_database.transaction() as session:
+        a_brand(session)
+        a_character(session)
+        row_id = schedule_campaign(session, brief(), MONDAY - timedelta(days=1), by="ada").id
+    assert len(act(store, row_id, MONDAY + timedelta(seconds=1))) == 1
+    with own_database.transaction() as session:  # whoever asked had looked at the clock before
+        schedule_campaign(session, brief(), MONDAY - timedelta(milliseconds=50), by="ada")
+    assert act_on_one(store, MONDAY + timedelta(seconds=2)) is False
+
+
+def test_a_key_that_is_revoked_or_over_schedules_nothing_more(session: Session, weekly: Any) -> None:
+    accounts.add_person(session, "zoe", "Zoe", "system")
+    accounts.grant(session, "zoe", Role.PRODUCER, "system", "bobo")
+    key, secret = passes.make_key(session, "zoe", "planner", BY_AGENT, timedelta(days=30), "system", None, True)
+    who = passes.principal_of_key(session, secret)
+    row = weekly(by=who.actor, person_id=who.person_id, key_id=who.key_id)
+    assert len(acted(session, row, MONDAY)) == 1
+    passes.revoke_key(session, key.name, "system")
+    assert acted(session, row, MONDAY + timedelta(days=7)) == []
+    assert told(session, row)[1][2] == "agent:planner of zoe may ask for campaigns of bobo no longer"
+
+
+def test_only_one_run_waits(session: Session, weekly: Any) -> None:
+    row = weekly("if_running: wait")
+    for week in range(4):
+        acted(session, row, MONDAY + timedelta(days=7 * week))
+    assert [state for _, state, _ in told(session, row)] == ["queued", "queued", "skipped", "skipped"]
+
+
+def test_a_brand_has_so_many_schedules_and_no_more(
+    session: Session, weekly: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "MOST_OF_A_BRAND", 1)
+    weekly()
+    weekly()  # again under its own name
+    with pytest.raises(ScheduleRefused, match="1 schedules already"):
+        schedule_campaign(session, BriefText(brief().text.replace("spring", "other")), MONDAY, by="ada")

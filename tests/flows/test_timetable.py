@@ -56,7 +56,7 @@ def test_hours_are_counted_as_they_pass_and_weeks_as_the_wall_shows_them() -> No
 
 
 def test_runs_of_one_night_have_names_of_their_own() -> None:
-    schedule = Schedule(every="30 minutes", start="2026-10-25", time_zone="Europe/Berlin")
+    schedule = Schedule(every="15 minutes", start="2026-10-25", time_zone="Europe/Berlin")
     names = [schedule.name_of(m) for m in islice(schedule.after(datetime(2026, 10, 24, tzinfo=UTC)), 60)]
     assert len(set(names)) == 60
     assert Schedule(cron="0 9 * * *").name_of(datetime(2026, 3, 29, 9, tzinfo=UTC)) == "2026-03-29"
@@ -102,6 +102,10 @@ def test_times_only_go_forward_and_asking_from_one_goes_on_with_the_next(
         ({"cron": "0 9 * *"}, "five fields"),
         ({"cron": "0 25 * * *"}, "bad hour"),
         ({"cron": "0 0 30 2 *"}, "bad day-of-month"),
+        ({"cron": "*/5 * * * *"}, "every 15 minutes at most"),
+        ({"cron": "0,10 9 1 1 *"}, "every 15 minutes at most"),
+        ({"every": "14 minutes", "start": "2026-01-01"}, "every 15 minutes at most"),
+        ({"cron": "0 9 * * *", "end": "9999-12-31"}, "of the years 2000 to 2199"),
         ({"cron": "0 9 LW * *"}, "numbers, names"),
         ({"cron": "0 9 * * *", "time_zone": "Europe/Berlln"}, "by its name"),
         ({"cron": "0 9 * * *", "time_zone": "../../etc/passwd"}, "by its name"),

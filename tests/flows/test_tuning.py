@@ -171,7 +171,7 @@ def test_a_killed_search_goes_on_and_campaigns_use_what_it_found(ingested: Home)
         own = SMALL_BRIEF.replace("steps: 3", "steps: 3, scale: 0.33")
         scales = {p.job.recipe["scale"] for p in plan_campaign(store, parse_brief(own, file="brief.yaml")).pictures}
     assert scales == {0.33}
-    asyncio.run(run_campaign(SMALL_BRIEF, "brief.yaml", "pat", "test"))
+    asyncio.run(run_campaign(SMALL_BRIEF, "brief.yaml", "pat"))
     with ingested.database.transaction() as session:
         records = [r.record for r in session.scalars(select(LineageRecord))]
     assert {r["settings"].get("preset", {}).get("version") for r in records if "pip" in r["run"]["shot"]} == {1}

@@ -81,16 +81,40 @@ def test_a_run_is_taken_once_and_again_when_its_flow_is_lost(session: Session) -
     runs.unsend(session, run.id, 1)
     session.expire_all()
     assert run.sent == 1
-    later(session, run, "made_at", 3700)
+    later(session, run, "first_sent_at", 3700)
     later(session, run, "sent_at", 121)
     assert runs.take(session) == (run, 1)
     assert run.sent == 2  # nothing began within an hour
     run.sent = runs.MOST_SENT
     session.flush()
-    later(session, run, "made_at", 20_000)
+    later(session, run, "first_sent_at", 20_000)
     later(session, run, "sent_at", 121)
     assert runs.take(session) is None
     assert (run.state, run.problem) == (RunState.FAILED, "its flow was lost 5 times")
+
+
+def test_a_run_that_waited_for_days_before_it_was_sent_has_its_hour_like_any_other(session: Session) -> None:
+    run = a_run(session)
+    later(session, run, "made_at", 500_000)
+    assert runs.take(session) == (run, 0)
+    for _ in range(3):
+        later(session, run, "sent_at", 121)
+        assert runs.take(session) == (run, 1)
+    assert run.sent == 1
+
+
+def test_a_run_that_ends_takes_no_pictures_from_another_of_the_same_campaign(session: Session) -> None:
+    mine, theirs = a_run(session), a_run(session, by="max")
+    asset = an_asset(session, a_campaign(session))
+    for run in (mine, theirs):
+        assert runs.beat(session, run.id, campaign_id=asset.campaign_id)
+    job = session.get_one(Job, asset.job_key)
+    job.state = JobState.QUEUED
+    session.flush()
+    runs.cancel(session, mine.id, "ada")
+    assert job.state is JobState.QUEUED
+    runs.cancel(session, theirs.id, "max")
+    assert job.state is JobState.CANCELLED
 
 
 def test_one_that_its_caller_carries_is_not_taken(session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,11 +15,12 @@ from asset_store.people import accounts
 from asset_store.people.permissions import Action
 from asset_store.repositories import runs
 from asset_store.tables import AuditRow, Role, Run, RunState
-from flows.scheduling import act
+from flows.scheduling import act, look
 from flows.settings import QuotaSettings
 from tests.stories import a_campaign, a_character
 from tests.studio.api.conftest import Door
 
+FREE = QuotaSettings(brand=None, asker=None)
 BRIEF = """\
 campaign: spring
 brand: bobo
@@ -133,7 +135,7 @@ def test_what_a_program_scheduled_stops_when_its_owner_may_no_more(bobo: Door) -
     due_at = datetime.fromisoformat(told["next_at"])
     with bobo.session() as session:
         accounts.revoke(session, "olga", Role.PRODUCER, "system")
-        assert act(session, told["id"], due_at, bobo.store.settings.quota) == []
+    assert act(bobo.store, uuid.UUID(told["id"]), due_at) == []
     month = due_at.strftime("%Y-%m")
     days = bobo.person("vera", Role.VIEWER).get(f"/v1/schedules/{told['id']}/calendar?month={month}").json()["days"]
     was = next(d for d in days if d["runs"])["runs"][0]
@@ -166,12 +168,7 @@ def test_a_skipped_run_is_over(bobo: Door) -> None:
     olga = bobo.person("olga", Role.PRODUCER)
     told = scheduled(olga, WEEKLY.replace("}\nbudget", ", missed: none}\nbudget"))
     with bobo.session() as session:
-        act(
-            session,
-            told["id"],
-            datetime.fromisoformat(told["next_at"]) + timedelta(days=1),
-            QuotaSettings(brand=None, asker=None),
-        )
+        look(session, uuid.UUID(told["id"]), datetime.fromisoformat(told["next_at"]) + timedelta(days=1), FREE)
         run = session.scalars(select(Run)).one()
         assert run.state is RunState.SKIPPED
         run_id = run.id

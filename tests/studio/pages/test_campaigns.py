@@ -11,7 +11,6 @@ from sqlalchemy import select
 from asset_store.repositories import runs
 from asset_store.tables import Role, Run, RunState
 from flows.scheduling import act
-from flows.settings import QuotaSettings
 from tests.stories import a_character
 from tests.studio.pages.conftest import Site
 from tests.studio.pages.test_sheets import HOSTILE, serious
@@ -73,9 +72,7 @@ def test_a_schedule_has_a_calendar_and_is_paused_resumed_and_ended(site: Site) -
     page = with_brief(site, WEEKLY, "Schedule it")
     page.wait_for_url("**/schedules/*")
     schedule_id = uuid.UUID(page.url.rpartition("/")[2])
-    with site.session() as session:
-        first = act(session, schedule_id, datetime.now(UTC), QuotaSettings(brand=None, asker=None))
-        assert first == []
+    assert act(site.store, schedule_id, datetime.now(UTC)) == []
     expect(page.get_by_text("at 09:00 every day, Europe/Berlin")).to_be_visible()
     expect(page.get_by_text("of 40 pictures a month: 0 pictures")).to_be_visible()
     page.get_by_role("link", name="→").click()
