@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, and_, any_, cast, exists, func, or_, select, union
+from sqlalchemy import ColumnElement, Select, Text, and_, any_, cast, delete, exists, func, or_, select, union, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONPATH, insert
 from sqlalchemy.orm import Session
 
@@ -36,6 +36,8 @@ from asset_store.tables import (
 
 MOST_AT_ONCE = 200  # pictures a transaction
 ACTION = "remove pictures"
+HELD = datetime.fromtimestamp(0, UTC)  # when a row was made that is there for others to wait at
+_UNSEEN: dict[str, Any] = {"synchronize_session": False}  # no such row is looked at as an object here
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,11 @@ def remove(session: Session, sha256s: Collection[str], policy: Policy, by: str, 
     the versions that lose their bytes. Their jobs hold no picture any more: who asks for one again has it made anew."""
     cutoff = policy.cutoff(now)
     its = AssetVersion.sha256 == any_(_array(sha256s))
-    # In the order in which finishing a job locks: the job, its assets, the audit. FOR UPDATE holds up whoever begins to wait for it.
-    jobs_of = select(AssetVersion.job_key).where(its)
-    jobs = session.scalars(select(Job).where(Job.key.in_(jobs_of)).order_by(Job.key).with_for_update(of=Job)).all()
+    jobs_of = select(Job).where(Job.key.in_(select(AssetVersion.job_key).where(its))).order_by(Job.key)
+    held = set(sha256s).union(*({c["sha256"] for c in _candidates(job)} for job in session.scalars(jobs_of)))
+    _hold(session, held)  # so that what is asked below who names them stays true until the end
+    # In the order in which finishing a job locks: the blobs, the job, its assets, the audit. FOR UPDATE holds up whoever begins to wait for it.
+    jobs = session.scalars(jobs_of.with_for_update(of=Job).execution_options(populate_existing=True)).all()
     assets_of = select(AssetVersion.asset_id).where(its)
     assets = session.scalars(
         select(Asset)
@@ -94,13 +98,13 @@ def remove(session: Session, sha256s: Collection[str], policy: Policy, by: str, 
         if job.picture_sha256 in gone:
             job.picture_sha256 = None
     session.flush()
-    candidates = {c["sha256"] for job in jobs if job.picture_sha256 is None for c in _candidates(job)} - gone
+    candidates = {c["sha256"] for job in jobs if job.picture_sha256 is None for c in _candidates(job)} & held - gone
     doomed = gone | (candidates - names(session, candidates))
-    if doomed:
-        rows = insert(RemovedBlob).values([{"sha256": sha256} for sha256 in sorted(doomed)])
-        session.execute(
-            rows.on_conflict_do_update(index_elements=["sha256"], set_={"made_at": now, "deleted_at": None})
-        )
+    session.execute(
+        update(RemovedBlob).where(_of(doomed)).values(made_at=now, deleted_at=None).execution_options(**_UNSEEN)
+    )
+    unmarked = delete(RemovedBlob).where(_of(held), RemovedBlob.made_at == HELD)
+    session.execute(unmarked.execution_options(**_UNSEEN))
     of = {asset.id: [v for v in versions if v.asset_id == asset.id] for asset in assets}
     for asset in assets:
         if any(v.number == asset.current_number for v in of[asset.id]):
@@ -113,31 +117,55 @@ def remove(session: Session, sha256s: Collection[str], policy: Policy, by: str, 
     return len(versions)
 
 
-def delete_pending(session: Session, delete: Callable[[str], None], now: datetime) -> int:
-    """Have some of the blobs deleted that were put down for it, MOST_AT_ONCE at most; how many are dealt with.
+def pending(session: Session, after: str = "") -> list[str]:
+    """The next of the blobs that were put down to be deleted, by sha256, MOST_AT_ONCE at most. What a row names by now is kept, and is
+    not put down any more."""
+    rows = select(RemovedBlob.sha256).where(RemovedBlob.deleted_at.is_(None), RemovedBlob.sha256 > after)
+    found = session.scalars(rows.order_by(RemovedBlob.sha256).limit(MOST_AT_ONCE)).all()
+    locked = select(RemovedBlob.sha256).where(_of(found)).with_for_update(skip_locked=True)
+    named = names(session, session.scalars(locked).all())
+    session.execute(delete(RemovedBlob).where(_of(named)).execution_options(**_UNSEEN))
+    return list(found)
 
-    They are held meanwhile, so that `call_off` waits. What a row names by now is kept.
+
+def delete_pending(session: Session, sha256: str, delete_blob: Callable[[str], None], now: datetime) -> bool:
+    """Have a blob deleted if it is put down for it still; whether it was. It is held meanwhile, so that `call_off` waits. A transaction
+    has one, so that another that cannot be deleted holds up neither it nor who waits for it."""
+    its = select(RemovedBlob.sha256).where(RemovedBlob.sha256 == sha256, RemovedBlob.deleted_at.is_(None))
+    if session.scalar(its.with_for_update(skip_locked=True)) is None:
+        return False
+    delete_blob(sha256)
+    session.execute(update(RemovedBlob).where(_of([sha256])).values(deleted_at=now).execution_options(**_UNSEEN))
+    return True
+
+
+def name_blobs(session: Session, sha256s: Collection[str], store_again: Callable[[str], object]) -> None:
+    """For whoever stored blobs and is about to name them in rows: none of them is removed until the transaction ends, and then the rows
+    name them. What was put down to be deleted meanwhile, or was deleted, is handed to `store_again`.
+
+    Call it once, before anything else is locked or recorded: `remove` locks in that order, too.
     """
-    pending = select(RemovedBlob).where(RemovedBlob.deleted_at.is_(None)).order_by(RemovedBlob.sha256)
-    rows = session.scalars(pending.limit(MOST_AT_ONCE).with_for_update(skip_locked=True)).all()
-    named = names(session, {row.sha256 for row in rows})
-    for row in rows:
-        if row.sha256 in named:
-            session.delete(row)
-        else:
-            delete(row.sha256)
-            row.deleted_at = now
-    return len(rows)
+    for sha256 in sorted(call_off(session, sha256s)):
+        store_again(sha256)
 
 
 def call_off(session: Session, sha256s: Collection[str]) -> set[str]:
     """Those of these blobs that were deleted or put down for it: they stay from now on, as the caller's transaction names them. Where one
     is deleted just now, that is waited for: the caller stores them once more."""
-    its = select(RemovedBlob).where(RemovedBlob.sha256 == any_(_array(sha256s)))
-    rows = session.scalars(its.order_by(RemovedBlob.sha256).with_for_update()).all()
-    for row in rows:
-        session.delete(row)
-    return {row.sha256 for row in rows}
+    again = _hold(session, sha256s)
+    session.execute(delete(RemovedBlob).where(_of(sha256s)).execution_options(**_UNSEEN))
+    return again
+
+
+def _hold(session: Session, sha256s: Collection[str]) -> set[str]:
+    """Be the only transaction to name, remove or delete these blobs until it ends, and those of them that were put down before. The rest
+    have a row made at HELD, for others to wait at; it goes before the transaction ends, and nobody else sees it."""
+    if not sha256s:
+        return set()
+    rows = insert(RemovedBlob).values([{"sha256": sha256, "made_at": HELD} for sha256 in sorted(set(sha256s))])
+    held = rows.on_conflict_do_update(index_elements=["sha256"], set_={"sha256": rows.excluded.sha256})
+    found = session.execute(held.returning(RemovedBlob.sha256, RemovedBlob.made_at))
+    return {sha256 for sha256, made_at in found if made_at != HELD}
 
 
 def names(session: Session, sha256s: Collection[str]) -> set[str]:
@@ -212,6 +240,11 @@ def _candidates(job: Job) -> list[dict[str, str]]:
     run = (job.picture or {}).get("run", {})
     candidates: list[dict[str, str]] = run.get("candidates", []) if job.state is JobState.SUCCEEDED else []
     return candidates
+
+
+def _of(sha256s: Collection[str]) -> ColumnElement[bool]:
+    """Which rows of removed blobs are of these."""
+    return RemovedBlob.sha256 == any_(_array(sha256s))
 
 
 def _array(sha256s: Collection[str]) -> ColumnElement[Sequence[str]]:

@@ -15,6 +15,7 @@ from asset_store.canonical import sha256_of
 from asset_store.errors import FileInvalid, Problem
 from asset_store.repositories import models
 from asset_store.repositories.models import NewModel
+from asset_store.retention import name_blobs
 from asset_store.tables import ModelKind
 from flows.training_references import today
 from flows.training_report import told_of
@@ -57,6 +58,7 @@ def train(
         {"seconds": note["seconds"], "last_loss": note["last_loss"]},
     )  # fmt: skip
     with store.database.transaction() as session:
+        name_blobs(session, {new.sha256}, lambda _: store.blobs.put(file.read_bytes()))
         told = told_of(session, models.save_model(session, new, [], by, today()))
     return {**told, "file": str(file), "log": wanted.called}
 

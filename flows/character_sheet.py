@@ -15,6 +15,7 @@ from sqlalchemy import select
 from asset_store.errors import RetakeRefused, RunOver, TransitionRefused
 from asset_store.pictures import open_picture
 from asset_store.repositories import runs
+from asset_store.retention import name_blobs
 from asset_store.reviewing import retaking
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, CheckOutcome, Job, JobState, Run, RunState
@@ -129,11 +130,13 @@ async def draw_sheet(run_id: uuid.UUID) -> str | None:
             with store.database.transaction() as session:
                 if not runs.beat(session, run_id, phase="drawing"):
                     return None
-            told = conclude_sheet(store, run_id, engine(store.settings).encoder.sha256)
+            told, files = conclude_sheet(store, run_id, engine(store.settings).encoder.sha256)
             made = any(cell["sha256"] for cell in told["cells"])
             off = [c["label"] for c in told["cells"] if not c["on_model"]]
             problem = f"off model or not made: {', '.join(off)}" if off else None
             with store.database.transaction() as session:
+                name_blobs(session, files.stored, lambda sha256: files.put(store, sha256))
+                runs.beat(session, run_id, done=sum(cell["tries"] for cell in told["cells"]))  # since the last one
                 ended = runs.end(
                     session, run_id, RunState.SUCCEEDED if made else RunState.FAILED, result=told, problem=problem
                 )

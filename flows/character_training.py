@@ -18,6 +18,7 @@ from asset_store.canonical import sha256_of
 from asset_store.errors import RightsRefused
 from asset_store.repositories import libraries, models
 from asset_store.repositories.models import NewModel
+from asset_store.retention import name_blobs
 from asset_store.rights import licences
 from asset_store.tables import ModelKind
 from flows.library import picture_of
@@ -132,6 +133,7 @@ def _recorded(
         plan.character_id,
     )  # fmt: skip
     with store.database.transaction() as session:
+        name_blobs(session, {new.sha256}, lambda _: store.blobs.put(made.file.read_bytes()))
         return told_of(session, models.save_model(session, new, ids, by, today()))
 
 

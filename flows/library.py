@@ -17,7 +17,7 @@ from prefect import flow, task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from asset_store import audit, retention
+from asset_store import audit
 from asset_store.errors import (
     PictureRefused,
     SourceObjectMissing,
@@ -30,6 +30,7 @@ from asset_store.library.library_file import LIBRARY_FILE
 from asset_store.pictures import PictureLimits, open_picture, pixel_sha256
 from asset_store.repositories import libraries
 from asset_store.repositories.libraries import NewReference
+from asset_store.retention import name_blobs
 from asset_store.tables import Library, ReferenceState
 from flows.accelerator import accelerator
 from flows.parameters import Actor, Place
@@ -284,15 +285,14 @@ def _load(store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset
     with ThreadPoolExecutor(settings.readers, thread_name_prefix="reader") as pool:
         for batch in _batched(_read_ahead(pool, reader, wanted, 2 * settings.batch), settings.batch):
             good = {f.reference.sha256: f.prepared for f in batch if f.reference is not None and f.prepared is not None}
-            rows = _encode(store, good)
+            rows, hidden = _encode(store, good)
+            again = _Again(
+                store, hidden, {f.reference.sha256: f.found for f in batch if f.reference is not None}, source
+            )
             with store.database.transaction() as session:
+                name_blobs(session, again.sha256s, again.put)  # a picture that was removed may be a reference now
                 library = session.get_one(Library, library_id)
-                again = retention.call_off(session, set(good))
                 for f in batch:
-                    if (
-                        f.reference is not None and f.reference.sha256 in again
-                    ):  # a picture that was removed is a reference now
-                        store.blobs.put(source.read(f.found.key, max_bytes=reader.limits.max_bytes))
                     if f.reference is not None:
                         libraries.save_reference(session, library, f.reference, file)
                         outcome["loaded"] += 1
@@ -316,25 +316,59 @@ def _read_ahead(
         window += [pool.submit(reader.fetch, o) for o in islice(todo, 1)]
 
 
-def _encode(store: Store, prepared: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray, str | None]]:
-    """Embedding rows of the pictures that the encoder has not seen yet; hidden states go to a blob."""
+@dataclass(frozen=True)
+class _Again:
+    """Blobs of a batch, and how each is stored once more: hidden states, and pictures, which are read once more."""
+
+    store: Store
+    hidden: dict[str, bytes]
+    found: dict[str, SourceObject] = field(default_factory=dict)
+    source: LibrarySource | None = None
+
+    @property
+    def sha256s(self) -> set[str]:
+        return {*self.hidden, *self.found}
+
+    def put(self, sha256: str) -> None:
+        """Raises SourceUnreachable where a picture was changed since it was read: the task is tried again."""
+        if sha256 in self.hidden:
+            self.store.blobs.put(self.hidden[sha256])
+        elif self.source is not None:
+            key = self.found[sha256].key
+            data = self.source.read(key, max_bytes=limits_of(self.store).max_bytes)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise SourceUnreachable(f"{safe_key(key)} was changed while it was loaded", "Ingest the library again.")
+            self.store.blobs.put(data)
+
+
+def _encode(
+    store: Store, prepared: dict[str, np.ndarray]
+) -> tuple[list[tuple[str, np.ndarray, str | None]], dict[str, bytes]]:
+    """Embedding rows of the pictures that the encoder has not seen yet, and their hidden states, which are blobs, by sha256."""
     made = engine(store.settings)
     with store.database.transaction() as session:
         missing = sorted(libraries.missing_embeddings(session, set(prepared), made.encoder.sha256))
     encoded = made.encoder.encode_prepared([prepared[s] for s in missing], hidden=made.needs_hidden)
-    rows = []
+    rows: list[tuple[str, np.ndarray, str | None]] = []
+    stored: dict[str, bytes] = {}
     for sha256, e in zip(missing, encoded, strict=True):
-        hidden = store.blobs.put(e.hidden.astype(np.float16).tobytes()) if e.hidden is not None else None
+        hidden = None
+        if e.hidden is not None:
+            data = e.hidden.astype(np.float16).tobytes()
+            hidden = store.blobs.put(data)
+            stored[hidden] = data
         rows.append((sha256, e.pooled, hidden))
-    return rows
+    return rows, stored
 
 
 def _embed_stored(store: Store, sha256s: list[str], offset: int, total: int) -> int:
     embedded, encoder = 0, engine(store.settings).encoder
     for chunk in _chunks(sha256s, store.settings.ingest.batch):
         opened = {s: encoder.prepare(picture_of(store, s)) for s in chunk}
-        rows = _encode(store, opened)
+        rows, hidden = _encode(store, opened)
+        again = _Again(store, hidden)
         with store.database.transaction() as session:
+            name_blobs(session, again.sha256s, again.put)
             embedded += libraries.save_embeddings(session, encoder.sha256, rows)
         offset += len(chunk)
         report("references", offset, total)

@@ -20,6 +20,7 @@ from asset_store.errors import RunOver
 from asset_store.repositories import jobs as job_table
 from asset_store.repositories import libraries, presets, runs
 from asset_store.repositories.jobs import NewJob
+from asset_store.retention import name_blobs
 from asset_store.tables import Asset, AssetVersion, Campaign, Character, Job, JobState, Preset
 from flows import recipe_keys, recipes
 from flows.brief import Brief, Making, Shot
@@ -185,12 +186,13 @@ def submit_campaign(
     library has changed since and would be planned otherwise now.
     """
     brief = plan.brief
-    for found in plan.conditions.values():
-        for data in found.blobs.values():  # before the rows that name them
-            store.blobs.put(data, "image/png")
+    controls = {sha256: data for found in plan.conditions.values() for sha256, data in found.blobs.items()}
+    for data in controls.values():  # before the rows that name them
+        store.blobs.put(data, "image/png")
     with store.database.transaction() as session:
         if run_id is not None and not runs.beat(session, run_id, phase="making"):
             raise RunOver(runs.get(session, run_id).state)
+        name_blobs(session, controls, lambda sha256: store.blobs.put(controls[sha256], "image/png"))
         brand = libraries.get_brand(session, brief.brand)
         made = session.scalar(
             insert(Campaign)

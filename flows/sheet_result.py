@@ -47,8 +47,18 @@ def alike(vectors: dict[int, np.ndarray]) -> Alike:
     return Alike(round(float(others.mean()), 4), {k: round(float(v), 4) for k, v in zip(vectors, others, strict=True)})
 
 
-def conclude_sheet(store: Store, run_id: uuid.UUID, encoder_sha256: str) -> dict[str, Any]:
-    """Draw the sheet of a run whose pictures are made, as far as they are, and store it: the run's result."""
+@dataclass(frozen=True)
+class SheetFiles:
+    """A sheet's files as they were stored: by sha256, each with its media type."""
+
+    stored: dict[str, tuple[bytes, str]]
+
+    def put(self, store: Store, sha256: str) -> None:
+        store.blobs.put(*self.stored[sha256])
+
+
+def conclude_sheet(store: Store, run_id: uuid.UUID, encoder_sha256: str) -> tuple[dict[str, Any], SheetFiles]:
+    """Draw the sheet of a run whose pictures are made, as far as they are, and store it: the run's result, and the files that it names."""
     with store.database.transaction() as session:
         run = session.get_one(Run, run_id)
         request, brand = request_of(run.request), run.brand
@@ -69,12 +79,13 @@ def conclude_sheet(store: Store, run_id: uuid.UUID, encoder_sha256: str) -> dict
     content = _content(store, request, told, title, brand_title)
     out = io.BytesIO()
     draw_png(content).save(out, "PNG", optimize=True)
-    files = {
-        "png": store.blobs.put(out.getvalue(), "image/png"),
-        "pdf": store.blobs.put(draw_pdf(content), "application/pdf"),
-        "json": store.blobs.put(canonical_json(told), "application/json"),
+    drawn = {
+        "png": (out.getvalue(), "image/png"),
+        "pdf": (draw_pdf(content), "application/pdf"),
+        "json": (canonical_json(told), "application/json"),
     }
-    return {**told, "files": files}
+    files = {kind: store.blobs.put(*made) for kind, made in drawn.items()}
+    return {**told, "files": files}, SheetFiles({files[kind]: made for kind, made in drawn.items()})
 
 
 def _distinct(pictures: dict[int, str]) -> dict[int, str]:

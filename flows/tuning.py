@@ -26,6 +26,7 @@ from asset_store.repositories import jobs as job_table
 from asset_store.repositories import libraries, presets
 from asset_store.repositories.jobs import NewJob
 from asset_store.repositories.presets import NewPreset
+from asset_store.retention import name_blobs
 from asset_store.rights import licences
 from asset_store.tables import Job, JobState, Preset
 from flows import recipe_keys, recipes
@@ -205,9 +206,11 @@ def store_outcome(store: Store, plan: Plan, outcome: Outcome, by: str) -> tuple[
     """
     best, made = outcome.best.setting, engine(store.settings)
     drawn = draw_curve(plan.character, f"{plan.brand} · {made.models[0].name}", outcome, plan.measure, plan.share)
-    picture = store.blobs.put(to_png(drawn), "image/png")  # before the row that names it
+    data = to_png(drawn)
+    picture = store.blobs.put(data, "image/png")  # before the row that names it
     found = NewPreset(best.scale, best.window, plan.target(outcome), outcome.as_curve(), picture)
     with store.database.transaction() as session:
+        name_blobs(session, {picture}, lambda _: store.blobs.put(data, "image/png"))
         licences.check_usable(session, plan.reference_ids, datetime.now(UTC).date())
         character = libraries.find_character(session, plan.character, plan.brand)
         row, new = presets.save_preset(session, character, recipes.models_sha256(made), found, by)

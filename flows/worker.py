@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from asset_store import retention
 from asset_store.errors import RightsRefused
 from asset_store.repositories import jobs as job_table
 from asset_store.repositories.jobs import CHANNEL, LOCK_SPACE, ClaimedJob
+from asset_store.retention import name_blobs
 from asset_store.tables import JobState
 from flows import finishing
-from flows.looking import store_picture
+from flows.looking import Finished, store_picture
 from flows.progress import report
 from flows.recipes import models_key, obstacle
 from flows.requesting import requests_of
@@ -211,9 +212,7 @@ class Worker:
             try:
                 done = [store_picture(self.store, p.image, self.engine, finite=p.finite) for p in m.pictures]
                 with self.store.database.transaction() as session:
-                    again = retention.call_off(session, {d.sha256 for d in done})  # it may be what was rejected once
-                    for lost in (d for d in done if d.sha256 in again):
-                        self.store.blobs.put(lost.data, "image/png")
+                    self._name(session, done)
                     counted = finishing.finish_job(session, m.job, done, m.run, self.engine, thresholds)
                 self.tally.made += counted
                 self.tally.lost += not counted
@@ -224,6 +223,11 @@ class Worker:
                 self._fail(m.job, f"{error.message}: {error.next_step}", final=True)
             except Exception as error:
                 self._fail(m.job, f"{type(error).__name__}: {error}")
+
+    def _name(self, session: Session, done: list[Finished]) -> None:
+        """A picture may be what was rejected and removed once."""
+        data = {d.sha256: d.data for d in done}
+        name_blobs(session, data, lambda sha256: self.store.blobs.put(data[sha256], "image/png"))
 
     def _fail(self, job: ClaimedJob, message: str, *, final: bool = False) -> None:
         with self.store.database.transaction() as session:

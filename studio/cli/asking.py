@@ -176,6 +176,7 @@ def gc(
             emit(told) if json else out.print(
                 f"{told['pictures']} pictures {told['policy']}, {told['kept']} more that something else names"
                 + (f"; {told['removed']} removed" if delete else "; --delete removes their bytes")
+                + (f", {told['undeleted']} could not be deleted and are tried again" if told["undeleted"] else "")
             )
             return
         report = collect(delete=delete)

@@ -261,6 +261,10 @@ def test_a_picture_that_was_removed_is_not_looked_at_again(session: Session) -> 
     assert picture_of(asset) not in similar.unseen(session, a_sha256("clip"), 100)
 
 
+def delete_all(session: Session, delete: Callable[[str], None]) -> int:
+    return sum(retention.delete_pending(session, sha256, delete, LATER) for sha256 in retention.pending(session))
+
+
 def test_a_delete_that_was_lost_is_finished_and_what_is_named_again_is_kept(session: Session) -> None:
     lost, again = picture_of(rejected(session)), picture_of(rejected(session))
     removed(session)
@@ -271,10 +275,10 @@ def test_a_delete_that_was_lost_is_finished_and_what_is_named_again_is_kept(sess
         raise ConnectionError
 
     with pytest.raises(ConnectionError), session.begin_nested():
-        retention.delete_pending(session, dies, LATER)
-    assert retention.delete_pending(session, deleted.append, LATER) == 2
+        delete_all(session, dies)
+    assert delete_all(session, deleted.append) == 1
     assert deleted == [lost]
-    assert retention.delete_pending(session, deleted.append, LATER) == 0
+    assert retention.pending(session) == []
 
 
 def test_who_makes_the_same_picture_again_waits_for_its_deletion_and_stores_it_once_more(
@@ -283,25 +287,73 @@ def test_who_makes_the_same_picture_again_waits_for_its_deletion_and_stores_it_o
     with own_database.transaction() as session:
         sha256 = picture_of(rejected(session))
         removed(session)
-    answered: list[set[str]] = []
+    stored: list[str] = []
 
     def make_again() -> None:
         with own_database.transaction() as session:
-            answered.append(retention.call_off(session, {sha256, a_sha256("new")}))
+            retention.name_blobs(session, {sha256, a_sha256("new")}, stored.append)
             an_asset(session, picture=sha256)
 
     maker = threading.Thread(target=make_again)
     with own_database.transaction() as session:
         deleted: list[str] = []
-        retention.delete_pending(session, deleted.append, LATER)
+        delete_all(session, deleted.append)
         maker.start()
         maker.join(0.5)
-        assert (deleted, answered) == ([sha256], [])
+        assert (deleted, stored) == ([sha256], [])
     maker.join(30)
-    assert answered == [{sha256}]
+    assert stored == [sha256]
     with own_database.transaction() as session:
-        assert retention.delete_pending(session, deleted.append, LATER) == 0
+        assert delete_all(session, deleted.append) == 0
         assert retention.names(session, {sha256}) == {sha256}
+
+
+def test_what_is_about_to_be_named_is_not_removed_and_nothing_else_waits_for_that(own_database: Database) -> None:
+    with own_database.transaction() as session:
+        sha256, other = picture_of(rejected(session)), picture_of(rejected(session))
+    counted: list[int] = []
+
+    def sweep(*sha256s: str) -> None:
+        with own_database.transaction() as session:
+            counted.append(retention.remove(session, sha256s, MONTH, "flow:sweep", LATER))
+
+    sweeper, elsewhere = threading.Thread(target=sweep, args=(sha256,)), threading.Thread(target=sweep, args=(other,))
+    with own_database.transaction() as session:
+        retention.name_blobs(session, {sha256}, lambda _: None)
+        a_reference(session).sha256 = sha256  # what an ingest stores: the very bytes
+        session.flush()
+        elsewhere.start()
+        elsewhere.join(30)
+        assert counted == [1]
+        sweeper.start()
+        sweeper.join(0.5)
+        assert counted == [1]  # it waits
+    sweeper.join(30)
+    assert counted == [1, 0]
+    with own_database.transaction() as session:
+        assert session.scalars(select(RemovedBlob.sha256)).all() == [other]
+
+
+def test_who_names_what_is_being_removed_waits_and_stores_it_once_more(own_database: Database) -> None:
+    with own_database.transaction() as session:
+        sha256 = picture_of(rejected(session))
+    stored: list[str] = []
+
+    def name() -> None:
+        with own_database.transaction() as session:
+            retention.name_blobs(session, {sha256}, stored.append)
+            a_reference(session).sha256 = sha256
+
+    namer = threading.Thread(target=name)
+    with own_database.transaction() as session:
+        assert removed(session) == 1
+        namer.start()
+        namer.join(0.5)
+        assert stored == []
+    namer.join(30)
+    assert stored == [sha256]
+    with own_database.transaction() as session:
+        assert session.scalars(select(RemovedBlob.sha256)).all() == []
 
 
 def test_many_pictures_are_removed_at_once(session: Session) -> None:

@@ -215,7 +215,15 @@ def test_the_sweep_gives_a_done_job_its_asset(ingested: Home) -> None:
         )
     assert asyncio.run(sweep())["attached"] == 6
     assert all(a.current for a in assets(ingested).values())
-    assert asyncio.run(sweep()) == {"reaped": 0, "attached": 0, "refused": 0, "embedded": 0, "removed": 0, "deleted": 0}
+    assert asyncio.run(sweep()) == {
+        "reaped": 0,
+        "attached": 0,
+        "refused": 0,
+        "embedded": 0,
+        "removed": 0,
+        "deleted": 0,
+        "undeleted": 0,
+    }
 
 
 def test_a_reference_withdrawn_between_a_finished_job_and_its_attaching_is_refused(ingested: Home) -> None:

@@ -20,7 +20,7 @@ from asset_store.errors import NotFound
 from asset_store.lineage.tree import tree_of
 from asset_store.repositories import runs
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AuditRow, Job, JobState, Run, RunState
+from asset_store.tables import Asset, AuditRow, Job, JobState, RemovedBlob, Run, RunState
 from flows.character_sheet import make_character_sheet, try_again
 from flows.garbage import collect
 from flows.library import ingest_library
@@ -123,9 +123,11 @@ def test_a_flow_that_is_started_again_makes_nothing_twice(ingested: Home) -> Non
     first = made(run_id)
     with ingested.database.transaction() as session:  # as one that was lost before its end
         session.execute(update(Run).values(state=RunState.RUNNING, result=None, finished_at=None))
+        session.add_all(RemovedBlob(sha256=s) for s in first["result"]["files"].values())  # and its files put down
     again = made(run_id)
     assert (again["state"], again["result"]) == ("succeeded", first["result"])
     with ingested.database.transaction() as session:
+        assert session.scalars(select(RemovedBlob)).all() == []
         assert session.scalar(select(func.count()).select_from(Job)) == 4  # two cells, each tried twice
         assert session.scalars(select(Run.pictures)).one() == 4
 
@@ -137,7 +139,7 @@ def test_a_cell_whose_other_try_came_to_nothing_is_off_model(ingested: Home) -> 
         session.execute(update(Asset).values(review=ReviewState.DRAFT))
         session.execute(update(Job).values(state=JobState.FAILED))
     with open_store() as store:
-        (cell,) = conclude_sheet(store, run_id, engine(store.settings).encoder.sha256)["cells"]
+        (cell,) = conclude_sheet(store, run_id, engine(store.settings).encoder.sha256)[0]["cells"]
     assert (cell["on_model"], cell["failed"]) == (False, ["identity"])
 
 

@@ -37,6 +37,7 @@ from asset_store.tables import (
     ModelKind,
     Reference,
     ReferenceState,
+    RemovedBlob,
 )
 from flows import recipe_keys, recipes
 from flows.brief import parse_brief
@@ -228,7 +229,11 @@ def test_a_control_of_the_library_is_hashed_followed_recorded_and_recalled(full:
     other = BRIEF % (CONTROL % ("layout.png", ""))
     assert recipe_of(other)["controls"][0]["sha256"] != control["sha256"]
     assert run(plain, name="plain")["problems"] == []
+    with full.database.transaction() as session:  # as if somebody had rejected those very bytes
+        session.add(RemovedBlob(sha256=control["sha256"]))
     assert run(text)["problems"] == []
+    with full.database.transaction() as session:
+        assert session.scalars(select(RemovedBlob)).all() == []
     assert pixels(full)["plain"] != pixels(full)["parts"]
     with open_store() as store:
         assert np.asarray(requests_of(store, engine(store.settings), recipe)[0].controls[0].picture).shape == (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from asset_store.errors import LibraryFileInvalid, SourceUnreachable
-from asset_store.tables import AuditRow, Embedding, Quarantined, Reference, ReferenceState
+from asset_store.tables import AuditRow, Embedding, Quarantined, Reference, ReferenceState, RemovedBlob
 from flows.library import ingest_library
 from flows.wiring import open_store
 from tests.prefect_server import PrefectServer
@@ -47,6 +49,16 @@ def test_every_listed_picture_is_loaded_and_embedded_once(home: Home) -> None:
         with store.database.transaction() as session:
             reference = session.scalars(select(Reference).where(Reference.key == "pip/front.png")).one()
         assert store.blobs.get(reference.sha256) == (home.library / "pip" / "front.png").read_bytes()
+
+
+def test_a_picture_that_was_put_down_to_be_deleted_is_stored_once_more_with_its_row(home: Home) -> None:
+    data = (home.library / "pip" / "front.png").read_bytes()
+    with home.database.transaction() as session:
+        session.add(RemovedBlob(sha256=hashlib.sha256(data).hexdigest(), deleted_at=datetime.now(UTC)))
+    with open_store() as store:
+        ingest(home.library)
+        assert store.blobs.get(hashlib.sha256(data).hexdigest()) == data
+    assert count(home, RemovedBlob) == 0
 
 
 def test_an_unchanged_library_is_not_read_again(home: Home) -> None:

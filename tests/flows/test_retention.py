@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from asset_store.blobs import FolderBlobs
+from asset_store.database import Database
 from asset_store.pictures.thumbnails import thumbnail
 from asset_store.retention import Policy
 from asset_store.reviewing import decide
-from asset_store.tables import Asset, Decision, Job, Removal, Verdict
+from asset_store.tables import Asset, Decision, Job, Removal, RemovedBlob, Verdict
 from flows import retention
 from flows.campaign import run_campaign
 from flows.garbage import collect
 from flows.library import ingest_library
+from flows.settings import Settings
 from flows.sweep import sweep
-from flows.wiring import open_store
+from flows.wiring import Store, open_store
 from tests.studio_home import Home
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -62,8 +65,9 @@ def test_bytes_and_thumbnail_go_and_asking_again_makes_it_anew(ingested: Home) -
     with open_store() as store:
         thumbnail(store.blobs, sha256, ingested.path / "thumbnails")
         blobs = set(store.blobs.iter_keys())
-        assert retention.apply(store, MONTH, "flow:sweep") == {"removed": 0, "deleted": 0}
-        assert retention.apply(store, MONTH, "flow:sweep", LATER) == {"removed": 1, "deleted": 1}
+        assert retention.apply(store, MONTH, "flow:sweep") == {"removed": 0, "deleted": 0, "undeleted": 0}
+        gone = {"removed": 1, "deleted": 1, "undeleted": 0}
+        assert retention.apply(store, MONTH, "flow:sweep", LATER) == gone
         assert blobs - set(store.blobs.iter_keys()) == {sha256}
         assert list((ingested.path / "thumbnails").rglob("*.webp")) == []
         assert collect(delete=False)["garbage"] == 0
@@ -79,7 +83,7 @@ def test_bytes_and_thumbnail_go_and_asking_again_makes_it_anew(ingested: Home) -
             assert second.current is not None
             assert job.picture_sha256 == second.current.sha256
         assert store.blobs.has(second.current.sha256)
-        assert retention.apply(store, MONTH, "flow:sweep", LATER) == {"removed": 0, "deleted": 0}
+        assert retention.apply(store, MONTH, "flow:sweep", LATER) == {**gone, "removed": 0, "deleted": 0}
         assert collect(delete=True)["garbage"] == 0
         assert store.blobs.has(second.current.sha256)
 
@@ -96,6 +100,23 @@ def test_the_sweep_applies_the_policy_of_the_settings(ingested: Home, monkeypatc
     assert (told["removed"], told["deleted"]) == (1, 1)
     with open_store() as store:
         assert not store.blobs.has(sha256)
+
+
+def test_a_blob_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again(
+    own_database: Database, tmp_path: Path
+) -> None:
+    blobs = FolderBlobs(tmp_path / "blobs")
+    store = Store(own_database, blobs, Settings(home=tmp_path))
+    sha256s = sorted(blobs.put(name) for name in (b"one", b"two", b"three"))
+    with own_database.transaction() as session:
+        session.add_all(RemovedBlob(sha256=sha256) for sha256 in sha256s)
+    (stuck,) = tmp_path.rglob(f"*{sha256s[0][-16:]}")
+    stuck.unlink()
+    stuck.mkdir()  # no file, which nobody can unlink
+    assert retention.finish(store, LATER) == {"deleted": 2, "undeleted": 1}
+    stuck.rmdir()
+    assert retention.finish(store, LATER) == {"deleted": 1, "undeleted": 0}
+    assert list(blobs.iter_keys()) == []
 
 
 KILLED = """

@@ -16,7 +16,7 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from asset_store.errors import NotFound, RightsRefused, StoreError
-from asset_store.tables import Asset, Job, JobState, LineageRecord
+from asset_store.tables import Asset, Job, JobState, LineageRecord, RemovedBlob
 from flows import tuning
 from flows.brief import parse_brief
 from flows.campaign import run_campaign
@@ -189,7 +189,12 @@ def test_what_missed_its_target_is_no_default_and_is_listed_as_such(ingested: Ho
         plan = plan_tuning(store, "Pip", None, ["a mascot", "a mascot", "a mascot, at night"], 1, 0.9)
         assert plan.prompts == ("a mascot", "a mascot, at night")
         outcome = searched(lambda s: (s.scale, 1.0 if s.scale == 0 else 0.1), 0.9)
+        told, _ = store_outcome(store, plan, outcome, "pat")
+        with store.database.transaction() as session:  # as if its curve had been rejected and removed once
+            session.add(RemovedBlob(sha256=told["picture_sha256"]))
         store_outcome(store, plan, outcome, "pat")
+        with store.database.transaction() as session:
+            assert session.scalars(select(RemovedBlob)).all() == []
         recipe = plan_campaign(store, parse_brief(SMALL_BRIEF, file="brief.yaml")).pictures[0].job.recipe
     assert (recipe["scale"], "preset" in recipe) == (1.0, False)
     assert [(p["met"], p["in_use"]) for p in list_presets("Pip", None)] == [(False, False)]
