@@ -10,7 +10,6 @@ from typing import Any, Literal
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from asset_store.repositories.runs import OPEN
 from asset_store.reviewing.decide import person_behind
 from asset_store.reviewing.states import AvailabilityEvent, ReviewEvent
 from asset_store.tables import (
@@ -40,7 +39,7 @@ RUN_FINISHED, NEEDS_REVIEW, APPROVED, RECALLED = (
 )
 EVENTS = (RUN_FINISHED, NEEDS_REVIEW, APPROVED, RECALLED)
 # Actions of the audit that end a run, and those after which an asset waits at a stage it did not wait at before.
-ENDS_RUN = frozenset({*(f"run {state.value}" for state in RunState if state not in OPEN), "cancel run"})
+ENDS_RUN = frozenset({f"run {RunState.SUCCEEDED.value}", f"run {RunState.FAILED.value}", "cancel run", "skip run"})
 ENTERS_STAGE = frozenset(
     {ReviewEvent.CHECKS_PASSED, ReviewEvent.WAIVE, ReviewEvent.ADVANCE, ReviewEvent.REOPEN, ReviewEvent.TAKE_BACK}
 )

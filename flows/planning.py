@@ -190,9 +190,9 @@ def submit_campaign(
     for data in controls.values():  # before the rows that name them
         store.blobs.put(data, "image/png")
     with store.database.transaction() as session:
+        name_blobs(session, controls, lambda sha256: store.blobs.put(controls[sha256], "image/png"))
         if run_id is not None and not runs.beat(session, run_id, phase="making"):
             raise RunOver(runs.get(session, run_id).state)
-        name_blobs(session, controls, lambda sha256: store.blobs.put(controls[sha256], "image/png"))
         brand = libraries.get_brand(session, brief.brand)
         made = session.scalar(
             insert(Campaign)

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import smtplib
 import socket
 import time
@@ -31,6 +32,7 @@ from flows.wiring import Store
 
 TIMEOUT_S, REMIND_S = 10.0, 60.0
 KEPT = timedelta(days=7)  # answers by Idempotency-Key
+_MATTERMOST = re.compile(r"\](?=[(\[])|@(?=(?:all|channel|here)\b)", re.IGNORECASE)  # [words](address) and calls to all
 IN_WORDS = {NEEDS_REVIEW: "needs review", APPROVED: "approved", RECALLED: "recalled"}
 
 
@@ -64,7 +66,7 @@ def send(settings: Settings, errand: Errand, news: News) -> None:
         _send_mail(settings, errand.target, news)
         return
     of_it = news.as_json(settings.telling.address) if errand.format is Format.JSON else None
-    body = json.dumps(of_it or {"text": sentence(news, settings.telling)})
+    body = json.dumps(of_it or {"text": for_chat(sentence(news, settings.telling))})
     headers = {"Content-Type": "application/json", "User-Agent": "onmodel"}
     if errand.format is Format.JSON:
         headers |= signature(errand.secret, news.id, int(datetime.now(UTC).timestamp()), body)
@@ -79,8 +81,18 @@ def signature(secret: str, id_: str, at_s: int, body: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def for_chat(text: str) -> str:
+    """Without any markup of Slack and Mattermost, as its words are people's and agents': no link that looks like another, no call to all."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MATTERMOST.sub("\\g<0>\N{ZERO WIDTH SPACE}", escaped)
+
+
 def sentence(news: News, settings: TellingSettings) -> str:
-    """For people: what happened to which picture or run, by whom, and where to look."""
+    """For people, on one line: what happened to which picture or run, by whom, and where to look."""
+    return _on_one_line(_sentence(news, settings))
+
+
+def _sentence(news: News, settings: TellingSettings) -> str:
     link = f" {news.link(settings.address)}" if settings.address else ""
     it = news.about
     reason = it["reason"] if news.kind == "run" else news.detail.get("reason")
@@ -97,8 +109,12 @@ def sentence(news: News, settings: TellingSettings) -> str:
 def _title(news: News) -> str:
     it = news.about
     if news.kind == "run":
-        return f"{it['brand']} / {it['kind']}: {it['state']}"
-    return f"{it['campaign']} / {it['shot']}: {_word(news)}"
+        return _on_one_line(f"{it['brand']} / {it['kind']}: {it['state']}")
+    return _on_one_line(f"{it['campaign']} / {it['shot']}: {_word(news)}")
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _word(news: News) -> str:

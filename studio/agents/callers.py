@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -61,6 +62,11 @@ def each_their_own(address: str) -> OpenClient:
             yield client
 
     return opened
+
+
+def caller_of(ctx: Context) -> str:
+    """Who calls a tool, by what cannot be turned back into their key; by stdio it is always the same."""
+    return hashlib.sha256((ctx.headers or {}).get("authorization", "").encode()).hexdigest()
 
 
 def bearer(header: str) -> str | None:

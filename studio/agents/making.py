@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from itertools import islice
 from typing import Annotated
 from uuid import UUID
 
+import anyio
 from pydantic import Field
 
 from studio.agents.telling import Runs, RunTold
-from studio.client import Client, SheetWishes, WaitedTooLong
+from studio.agents.turns import aside
+from studio.client import Client, SheetWishes
 
 Words = Annotated[list[str], Field(max_length=24)]
 Reason = Annotated[
@@ -23,6 +26,7 @@ RequestId = Annotated[
     ),
 ]  # fmt: skip
 LONGEST_WAIT_S, LOOKED_THROUGH = 50.0, 500
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 3.0  # between two looks at a run
 
 
 def make_sheet(
@@ -69,19 +73,21 @@ def start_campaign(
     return RunTold.of(client.start_campaign(brief, reason=reason, idempotency_key=request_id))
 
 
-def get_run(
+async def get_run(
     client: Client,
     run_id: UUID,
     wait_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S, description="Wait so long for its end; 0 looks once.")] = 0,
 ) -> RunTold:
     """How far a run is, and what went wrong. Pictures take from seconds to minutes: give `wait_s` and ask again, and do not start the
     same run anew while it goes on."""
-    if wait_s:
-        try:
-            return RunTold.of(client.wait(run_id, timeout_s=wait_s))
-        except WaitedTooLong:
-            pass
-    return RunTold.of(client.run(run_id))
+    until, pause_s = time.monotonic() + wait_s, FIRST_PAUSE_S
+    while True:
+        run = await aside(client.run, run_id)
+        left_s = until - time.monotonic()
+        if run.is_over or left_s <= 0:
+            return RunTold.of(run)
+        await anyio.sleep(min(pause_s, left_s))  # no thread and no stream is held meanwhile
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def list_runs(

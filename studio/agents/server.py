@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,7 +13,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 
 from studio.agents import asking, finding, looking, making
-from studio.agents.callers import OpenClient
+from studio.agents.callers import OpenClient, caller_of
+from studio.agents.turns import Turns, aside
 from studio.client import ClientError, TooMany
 
 INSTRUCTIONS = """Onmodel makes pictures of a brand's characters that look like its approved references, and lets nothing out that no person
@@ -54,21 +56,26 @@ TOOLS: dict[Callable[..., Any], ToolAnnotations] = {
 def build(open_client: OpenClient) -> MCPServer:
     """The server; open_client: the API with the key of whoever calls a tool."""
     server = MCPServer("onmodel", title="Onmodel", instructions=INSTRUCTIONS, version=_version(), log_level="WARNING")
+    turns = Turns()
     for tool, hints in TOOLS.items():
-        server.add_tool(as_tool(tool, open_client), description=inspect.getdoc(tool), annotations=hints)
+        server.add_tool(as_tool(tool, open_client, turns), description=inspect.getdoc(tool), annotations=hints)
     return server
 
 
-def as_tool(tool: Callable[..., Any], open_client: OpenClient) -> Callable[..., Any]:
-    """The same with a context in the place of the client, and with the API's refusals as what a model reads: what and what to do."""
+def as_tool(tool: Callable[..., Any], open_client: OpenClient, turns: Turns) -> Callable[..., Any]:
+    """The same with a context in the place of the client, and with the API's refusals as what a model reads: what and what to do. It runs
+    in a thread of who calls, but for a tool that waits, which takes one only when it asks."""
     told = inspect.signature(tool, eval_str=True)
+    waits = inspect.iscoroutinefunction(tool)
 
-    def call(ctx: Context, **given: Any) -> Any:
-        try:
-            with open_client(ctx) as client:
-                return tool(client, **given)
-        except ClientError as error:
-            raise ToolError(in_words(error)) from None
+    async def call(ctx: Context, **given: Any) -> Any:
+        turns.take(caller_of(ctx))
+        with ExitStack() as opened:
+            try:
+                client = await aside(opened.enter_context, open_client(ctx))
+                return await (tool(client, **given) if waits else aside(tool, client, **given))
+            except ClientError as error:
+                raise ToolError(in_words(error)) from None
 
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Context)
     rest = [p for name, p in told.parameters.items() if name != "client"]

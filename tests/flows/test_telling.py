@@ -8,6 +8,7 @@ import email
 import hashlib
 import hmac
 import json
+import re
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -24,13 +25,13 @@ from asset_store import news, telling
 from asset_store.blobs import open_blobs
 from asset_store.database import Database
 from asset_store.errors import DeliveryFailed, NotFound, SubscriptionRefused
-from asset_store.repositories import runs
+from asset_store.repositories import runs, schedules
 from asset_store.repositories.runs import Quota, Wanted
 from asset_store.reviewing import assigning, decide
 from asset_store.reviewing.states import AvailabilityEvent
 from asset_store.rights import availability
 from asset_store.rights.recall import withdraw_reference
-from asset_store.tables import AuditRow, Format, Run, RunKind, RunState, Subscription, Verdict
+from asset_store.tables import AuditRow, CampaignSchedule, Format, Run, RunKind, RunState, Subscription, Verdict
 from flows.character_sheet import make_character_sheet
 from flows.library import ingest_library
 from flows.settings import QuotaSettings, Settings, SmtpSettings, TellingSettings
@@ -230,8 +231,26 @@ def test_a_chat_gets_a_sentence(store: Store, hook: Hook) -> None:
     happening(store, act)
     tell_all(store)
     text = json.loads(hook.told[0][1])["text"]
-    assert "reject, by grace. three <ears>" in text
+    assert "reject, by grace. three &lt;ears&gt;" in text
     assert "http://pages/assets/" in text
+
+
+def test_what_agents_wrote_is_no_markup_in_a_chat_and_stands_on_one_line(store: Store, hook: Hook) -> None:
+    subscribed(store, hook.url, Format.SLACK, actions=[news.RUN_FINISHED])
+    hostile = "<https://evil|Approve here> & <!channel>\n[Approve here](https://evil)\r\n@channel\u2028done"
+
+    def act(session: Session) -> None:
+        wanted = Wanted(RunKind.SHEET, a_brand(session, "bobo"), {}, 3, "agent:planner of pat", hostile, "agent")
+        runs.end(session, runs.begin(session, wanted, Quota()).id, RunState.FAILED, problem="no <b>\nface")
+
+    happening(store, act)
+    tell_all(store)
+    text = json.loads(hook.told[0][1])["text"]
+    assert "&lt;https://evil|Approve here&gt; &amp; &lt;!channel&gt; [Approve here]" in text
+    assert "no &lt;b&gt; face" in text
+    assert not {"<", ">", "\n", "\r", "\u2028"} & set(text)
+    assert not re.search(r"\]\(|@channel", text)
+    assert text.endswith("http://pages/runs/" + text.rpartition("/")[2])
 
 
 def test_who_is_asked_and_late_gets_a_mail(store: Store, own_database: Database) -> None:
@@ -334,7 +353,29 @@ def a_run(session: Session, brand: str = "bobo", by: str = "pat@lumen.example") 
     return runs.begin(session, wanted, Quota())
 
 
-@pytest.mark.parametrize("state", [s for s in RunState if s not in runs.OPEN])
+def a_skipped_run(session: Session) -> Run:
+    due = datetime.now(UTC)
+    row = CampaignSchedule(
+        name="spring", brand_id=a_brand(session, "bobo").id, brief="", brief_name="spring.yaml", rhythm={}, requested_by="pat@lumen.example",
+        reason="for the style book", looked_until=due,
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    return schedules.skip(session, row, due, {}, RunKind.CAMPAIGN, "the run before is still going")
+
+
+def test_a_run_that_a_schedule_skipped_is_told_of(store: Store, hook: Hook) -> None:
+    secret = subscribed(store, hook.url, actions=[news.RUN_FINISHED])
+    run_id = happening(store, a_skipped_run).id
+    tell_all(store)
+    ((headers, body),) = hook.told
+    said = verified(secret, headers, body)
+    assert (said["type"], said["action"], said["run"]["id"]) == ("run.finished", "skip run", str(run_id))
+    assert (said["run"]["state"], said["run"]["problem"]) == ("skipped", "the run before is still going")
+    assert said["run"]["finished_at"]
+
+
+@pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED])
 def test_a_run_is_told_of_at_its_end_whatever_that_is(store: Store, hook: Hook, state: RunState) -> None:
     secret = subscribed(store, hook.url, actions=[news.RUN_FINISHED])
     run_id = happening(store, a_run).id

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,37 @@ def test_each_caller_works_with_their_own_key_and_nothing_is_kept_between(far: F
             f"{address}/mcp", json=HELLO, headers={**TAKES, "Authorization": f"Bearer {keys['one']}"}, timeout=30
         )
         assert answer.status_code == 401
+
+
+def test_an_agent_that_waits_for_much_at_once_holds_up_nobody_else(far: Far) -> None:
+    busy, other = agents_key(far, "busy"), agents_key(far, "other")
+    order = {"brand": "bobo", "character": "Bobo", "reason": "why"}
+
+    def asks(tool: str, **arguments: Any) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+
+    async def talk(address: str) -> None:
+        async with httpx.AsyncClient(base_url=address, timeout=120, limits=httpx.Limits(max_connections=None)) as http:
+
+            async def ask(key: str, body: dict[str, Any]) -> httpx.Response:
+                return await http.post("/mcp", json=body, headers={**TAKES, "Authorization": f"Bearer {key}"})
+
+            run = (await ask(busy, asks("make_sheet", **order))).json()["result"]["structuredContent"]
+            waits = [asyncio.create_task(ask(busy, asks("get_run", run_id=run["id"], wait_s=50))) for _ in range(60)]
+            await asyncio.sleep(5)
+            began = time.monotonic()
+            told = (await ask(other, asks("who_am_i"))).json()["result"]
+            assert told["structuredContent"]["actor"] == "agent:other of olga"
+            assert (await ask("onm_unknown", HELLO)).status_code == 401
+            assert time.monotonic() - began < 15
+            assert not any(wait.done() for wait in waits)
+            await ask(busy, asks("cancel_run", run_id=run["id"]))
+            ended = [(await wait).json()["result"]["structuredContent"]["state"] for wait in waits]
+            assert set(ended) == {"cancelled"}
+            assert time.monotonic() - began < 40  # they noticed
+
+    with served(http_app(far.address)) as address:  # type: ignore[arg-type]
+        asyncio.run(talk(address))
 
 
 def test_an_api_that_is_away_is_told(far: Far) -> None:
