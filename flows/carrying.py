@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from asset_store.errors import OnmodelError
 from asset_store.repositories import runs
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, AssetVersion, Run, RunState
+from asset_store.tables import Asset, Run, RunState
 from flows.linking import link_to_page
 from flows.wiring import open_store
 from ipadapter_engine.errors import EngineError
@@ -66,16 +66,15 @@ def _beat(run_id: uuid.UUID, look: Look | None) -> None:
     with open_store() as store:
         with store.database.transaction() as session:
             run = runs.get(session, run_id)
-            facts = {} if run.campaign_id is None else _progress(session, run)
+            facts = {} if run.campaign_id is None else _progress(session, run, run.campaign_id)
             going = runs.beat(session, run_id, **facts)
         if going and facts and look is not None:
             with store.database.transaction() as session:  # of its own: what it finds costs no sign of life
                 look(session, runs.get(session, run_id))
 
 
-def _progress(session: Session, run: Run) -> dict[str, Any]:
-    its = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
-    done = session.scalar(its.where(Asset.campaign_id == run.campaign_id)) or 0
+def _progress(session: Session, run: Run, campaign_id: uuid.UUID) -> dict[str, Any]:
+    done = runs.made_of(session, campaign_id)
     waiting = select(func.count()).where(Asset.campaign_id == run.campaign_id, Asset.review == ReviewState.DRAFT)
     spent = runs.used(session, run)
     total = done + (session.scalar(waiting) or 0)

@@ -136,7 +136,6 @@ async def draw_sheet(run_id: uuid.UUID) -> str | None:
             problem = f"off model or not made: {', '.join(off)}" if off else None
             with store.database.transaction() as session:
                 name_blobs(session, files.stored, lambda sha256: files.put(store, sha256))
-                runs.beat(session, run_id, done=sum(cell["tries"] for cell in told["cells"]))  # since the last one
                 ended = runs.end(
                     session, run_id, RunState.SUCCEEDED if made else RunState.FAILED, result=told, problem=problem
                 )

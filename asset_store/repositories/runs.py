@@ -247,12 +247,18 @@ def used(session: Session, run: Run) -> Spent:
 
 
 def count_used(session: Session, run_id: uuid.UUID) -> None:
-    """Write down what a run used, also after its end: a batch may have been under way then."""
+    """Write down how many pictures there are and what a run used, also after its end: a batch may have been under way then."""
     run = session.get_one(Run, run_id, with_for_update={"of": Run}, populate_existing=True)
     if run.campaign_id is not None:
-        spent = used(session, run)
-        run.made_pictures, run.gpu_s = spent.pictures, spent.gpu_s
+        spent, run.done = used(session, run), made_of(session, run.campaign_id)
+        run.made_pictures, run.gpu_s, run.total = spent.pictures, spent.gpu_s, max(run.done, run.total)
         session.flush()
+
+
+def made_of(session: Session, campaign_id: uuid.UUID) -> int:
+    """How many versions the assets of a campaign have."""
+    its = select(func.count()).select_from(AssetVersion).join(Asset, Asset.id == AssetVersion.asset_id)
+    return session.scalar(its.where(Asset.campaign_id == campaign_id)) or 0
 
 
 # ---------------------------------------------------------------------------- quotas

@@ -361,7 +361,7 @@ def a_skipped_run(session: Session) -> Run:
     )  # fmt: skip
     session.add(row)
     session.flush()
-    return schedules.skip(session, row, due, {}, RunKind.CAMPAIGN, "the run before is still going")
+    return schedules.skip(session, row, due, "the run before is still going")
 
 
 def test_a_run_that_a_schedule_skipped_is_told_of(store: Store, hook: Hook) -> None:
