@@ -87,7 +87,7 @@ def _measured(home: Path, given: argparse.Namespace) -> tuple[Seen, Record]:
         f"{given.assets} assets and {len(keys)} keys are there after {time.monotonic() - began:.0f} s", file=sys.stderr
     )
     with served(home) as (address, _):
-        (api,) = psutil.Process().children()
+        (api,) = (child for child in psutil.Process().children() if "up" in child.cmdline())
         before = api.cpu_times()
         seen = asyncio.run(_crowd(address, keys, shown, given.seconds))
         after = api.cpu_times()

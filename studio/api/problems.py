@@ -34,6 +34,7 @@ STATUS: dict[type[OnmodelError], int] = {
     errors.RightsRefused: 409,
     errors.RunOver: 409,
     errors.ScheduleRefused: 409,
+    errors.BudgetSpent: 409,
     errors.LineageIncomplete: 409,
     errors.QuotaSpent: 429,
     errors.SearchBusy: 429,
