@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import takewhile
 
@@ -123,21 +123,20 @@ def look(session: Session, schedule_id: uuid.UUID, now: datetime, quota: QuotaSe
     times = list(takewhile(lambda moment: moment <= now, rhythm.after(row.looked_until)))
     left_out = _left_out(rhythm, times, now)
     due_at = times[left_out - 1] if left_out else next(iter(times), None)
-    started: Run | None = None
+    step = Step()
     if left_out:
         assert due_at is not None
         why = "nothing ran when it was time"
         why += f", {left_out} times from {times[0].isoformat(timespec='minutes')} on" if left_out > 1 else ""
         schedules.skip(session, row, due_at, why)
     elif due_at is not None:
-        outcome = _at(session, row, rhythm, due_at, times[-1], quota)
-        if isinstance(outcome, tuple):
-            return Step(cancel=outcome)
-        started = outcome
+        step = _at(session, row, rhythm, due_at, times[-1], quota)
+        if step.cancel:
+            return step
     row.looked_until = row.looked_until if due_at is None else due_at
     row.next_at = rhythm.next_after(row.looked_until if due_at is not None else now)
     session.flush()
-    return Step(started, more=row.next_at is not None and row.next_at <= now)
+    return replace(step, more=row.next_at is not None and row.next_at <= now)
 
 
 def _left_out(rhythm: Schedule, times: list[datetime], now: datetime) -> int:
@@ -150,8 +149,8 @@ def _left_out(rhythm: Schedule, times: list[datetime], now: datetime) -> int:
 
 def _at(
     session: Session, row: CampaignSchedule, rhythm: Schedule, due_at: datetime, latest: datetime, quota: QuotaSettings
-) -> Run | tuple[uuid.UUID, ...] | None:
-    """What one time of it comes to: a run; None and a row that says why there is none; or the runs that are to be cancelled before."""
+) -> Step:
+    """What one time of it comes to: a run, or a row that says why there is none; or the runs that are to be cancelled before."""
     brief = BriefText(row.brief, row.brief_name, row.folder)
     why = _forbidden(session, row) or _over_budget(session, row, rhythm, due_at)
     going = schedules.going(session, row.id) if why is None else []
@@ -162,18 +161,20 @@ def _at(
     elif rhythm.if_running == "wait" and rhythm.missed != "all" and any(r.waits for r in going):
         why = "another run waits already"
     elif going and not waits:
-        return tuple(r.id for r in going)
+        return Step(cancel=tuple(r.id for r in going))
     if why is None:
         try:
             with session.begin_nested():
                 of = OfSchedule(row.id, due_at, waits)
-                return start_campaign(
-                    session, brief, quota, by=row.requested_by, trigger=TRIGGER, reason=row.reason, of=of
+                return Step(
+                    start_campaign(
+                        session, brief, quota, by=row.requested_by, trigger=TRIGGER, reason=row.reason, of=of
+                    )
                 )
         except OnmodelError as error:  # as where its quota is spent, or a character has left the library
             why = f"{error.message}. {error.next_step}"
     schedules.skip(session, row, due_at, why)
-    return None
+    return Step()
 
 
 def _forbidden(session: Session, row: CampaignSchedule) -> str | None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,7 +29,7 @@ TERMINAL = "cli"
 UNLIMITED = QuotaSettings(brand=None, asker=None)  # who sits at the terminal could change the settings as well
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BriefText:
     """A brief as it was written. folder: where it lies, for the pictures that it names by a path; None for one that came by itself."""
 
@@ -48,10 +48,10 @@ class BriefText:
         _ = brief.parsed
         return brief
 
-    @cached_property
+    @property
     def parsed(self) -> Brief:
         """Read once: a long one takes seconds, for which no transaction is open. BriefInvalid."""
-        return parse_brief(self.text, file=self.file)
+        return _parsed(self.text, self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,12 @@ def request_of_campaign(brief: BriefText, due_at: datetime | None = None) -> dic
 
 def asked_of(request: dict[str, Any]) -> Brief:
     """The brief of a run as it was written."""
-    return parse_brief(request["brief"], file=request["file"])
+    return _parsed(request["brief"], request["file"])
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str, file: str) -> Brief:
+    return parse_brief(text, file=file)
 
 
 def campaign_of(request: dict[str, Any], asked: Brief) -> Brief:

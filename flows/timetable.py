@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -38,8 +39,9 @@ def _cron(value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=1024)
 def _too_often(cron: str) -> bool:
-    """By its first times: what comes later is as they are."""
+    """By its first times: what comes later is as they are. Kept, as lists and the starter read every schedule there is again and again."""
     found = islice(CronSim(cron, datetime(2026, 1, 1, tzinfo=UTC)), LOOKED_AT)
     return any(later - earlier < SHORTEST for earlier, later in pairwise(found))
 
