@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
 from asset_store.repositories import runs
-from asset_store.tables import Role, Run, RunState
+from asset_store.tables import Job, Role, Run, RunState
 from flows.scheduling import act
 from tests.stories import a_character
 from tests.studio.pages.conftest import Site
@@ -43,14 +43,17 @@ def test_a_campaign_is_started_once_followed_and_seen_with_what_it_used(site: Si
     page.wait_for_url("**/runs/*")
     with site.session() as session:
         (run,) = session.scalars(select(Run)).all()
-        asset = site.assets(1, "summer")[0]
-        campaign_id = asset.campaign_id
+        made = site.assets(2, "summer")
+        campaign_id = made[0].campaign_id
         assert (run.requested_by, run.trigger, run.reason) == ("olga", "page", HOSTILE)
         assert runs.beat(session, run.id, phase="making", done=1, total=2, campaign_id=campaign_id)
     expect(page.get_by_role("status").first).to_contain_text("making · 1 of 2")
     assert serious(page) == []
     with site.session() as session:
-        runs.beat(session, run.id, made_pictures=2, gpu_s=3.0)
+        for asset in made:
+            job = session.get_one(Job, asset.job_key)
+            job.finished_at, job.picture = datetime.now(UTC), {"run": {"engine_s": 1.5}}
+        session.flush()
         told = {"campaign": "summer", "campaign_id": str(campaign_id), "pictures": 2, "made": 2, "reused": 0,
                 "review": {"in review": 2}, "problems": [HOSTILE]}  # fmt: skip
         runs.end(session, run.id, RunState.SUCCEEDED, result=told)
