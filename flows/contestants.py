@@ -10,7 +10,7 @@ from ipadapter_engine.checkpoints import EMBEDDED, Checkpoint, CheckpointPaths
 from ipadapter_engine.evaluation import dreambooth
 from ipadapter_engine.evaluation.methods import Contestant, Method, disk_bytes, weights_bytes
 from ipadapter_engine.evaluation.subjects import Subject
-from ipadapter_engine.requests import IDENTITY
+from ipadapter_engine.prompts import IDENTITY
 
 PLUS = "plus"
 PLUS_FILE = "ip_adapter_plus.safetensors"

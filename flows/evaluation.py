@@ -24,7 +24,8 @@ from ipadapter_engine.evaluation.reading import JUDGE_FILE, open_judge
 from ipadapter_engine.evaluation.subjects import Subject, folder_subjects, held_out_subjects
 from ipadapter_engine.hashing import ModelHash, sha256_of_file
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import IDENTITY, GenerationRequest
+from ipadapter_engine.prompts import IDENTITY
+from ipadapter_engine.requests import GenerationRequest
 from ipadapter_engine.training.character import CharacterTraining
 
 

@@ -16,7 +16,8 @@ from asset_store.tables import Reference
 from flows.brief import Making
 from flows.recipe_keys import BY_MODEL, heard
 from ipadapter_engine.hashing import ModelHash
-from ipadapter_engine.requests import IDENTITY, ControlPrompt, GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import IDENTITY, ControlPrompt, ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 
 if TYPE_CHECKING:
     from ipadapter_engine.pipeline import Engine

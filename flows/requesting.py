@@ -24,13 +24,8 @@ from flows.library import picture_of
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import sha256_of_file
-from ipadapter_engine.requests import (
-    IDENTITY,
-    CharacterModel,
-    ControlPrompt,
-    GenerationRequest,
-    ReferencePrompt,
-)
+from ipadapter_engine.prompts import IDENTITY, CharacterModel, ControlPrompt, ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 
 if TYPE_CHECKING:
     from ipadapter_engine.pipeline import Engine

@@ -22,7 +22,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from ipadapter_engine.requests import IDENTITY
+from ipadapter_engine.prompts import IDENTITY
 
 KeyValue = tuple[Tensor, Tensor]
 

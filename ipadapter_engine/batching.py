@@ -13,7 +13,8 @@ from ipadapter_engine.adapter import Adapter
 from ipadapter_engine.attention import ImagePrompt, log_weights
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.families import Family
-from ipadapter_engine.requests import IDENTITY, MAX_SIDE_PX, BatchKey, GenerationRequest, inside
+from ipadapter_engine.prompts import IDENTITY, inside
+from ipadapter_engine.requests import MAX_SIDE_PX, BatchKey, GenerationRequest
 
 
 def key_of(request: GenerationRequest, family: Family, multiple_px: int) -> BatchKey:

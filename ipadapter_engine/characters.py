@@ -34,7 +34,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ipadapter_engine.errors import CheckpointRefused
-from ipadapter_engine.requests import CharacterModel
+from ipadapter_engine.prompts import CharacterModel
 from ipadapter_engine.weights import first_line
 
 KEPT = 4  # characters whose layers stay in memory from one call to the next

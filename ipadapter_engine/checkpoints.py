@@ -22,7 +22,7 @@ from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.families import Family, family_of
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
-from ipadapter_engine.requests import IDENTITY, NAMES, nearest_name
+from ipadapter_engine.prompts import IDENTITY, NAMES, nearest_name
 from ipadapter_engine.weights import first_line, load_model, read_config
 
 FIRST_STAGES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ipadapter_engine.controls import check_shape, fitted
 from ipadapter_engine.errors import CheckpointRefused, RequestRefused
-from ipadapter_engine.requests import BatchKey, ControlPrompt, GenerationRequest, inside
+from ipadapter_engine.prompts import ControlPrompt, inside
+from ipadapter_engine.requests import BatchKey, GenerationRequest
 from ipadapter_engine.weights import load_model, read_config
 
 _MUST_EQUAL = ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type",

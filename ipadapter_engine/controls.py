@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ipadapter_engine.errors import RequestRefused
-from ipadapter_engine.requests import Array, ControlPrompt
+from ipadapter_engine.prompts import Array, ControlPrompt
 
 EXTRACTABLE = ("edges", "lineart", "depth")
 SHAPE_TOLERANCE = 0.10  # how far a control picture's aspect ratio may be from the made picture's

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from ipadapter_engine.errors import CheckpointRefused
-from ipadapter_engine.requests import Array
+from ipadapter_engine.prompts import Array
 from ipadapter_engine.weights import first_line, load_model, read_config
 
 _NEXT_STEP = "name a folder of a depth estimation model, saved whole by transformers (Depth Anything, MiDaS's DPT)"

@@ -27,14 +27,8 @@ from ipadapter_engine.encoder import EncodedPicture, ImageEncoder
 from ipadapter_engine.errors import GenerationFailed, RequestRefused
 from ipadapter_engine.families import Family
 from ipadapter_engine.hashing import ModelHash
-from ipadapter_engine.requests import (
-    IDENTITY,
-    BatchKey,
-    CharacterModel,
-    GeneratedImage,
-    GenerationRequest,
-    ReferencePrompt,
-)
+from ipadapter_engine.prompts import IDENTITY, CharacterModel, ReferencePrompt
+from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationRequest
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,

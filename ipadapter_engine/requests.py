@@ -2,109 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ipadapter_engine.emphasis import AdapterSettings
 from ipadapter_engine.errors import RequestRefused
+from ipadapter_engine.prompts import (
+    IDENTITY,
+    Array,
+    CharacterModel,
+    ControlPrompt,
+    ReferencePrompt,
+    SourcePicture,
+    check_name,
+    check_window,
+)
 
-Array = np.ndarray
 MAX_SEED = 2**63 - 1
 MAX_SIDE_PX = 4096
-IDENTITY = "identity"  # the adapter that hears a reference unless it names another
-NAMES = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")  # of adapters and kinds: what the name of a setting can end in
-
-
-@dataclass(frozen=True, eq=False)
-class ReferencePrompt:
-    """One reference picture as its encoder sees it.
-
-    embedding: float32, (embed,) for base adapters or (patches + 1, embed) for plus.
-    weight: this reference's share beside the others of its adapter; 0 leaves it out.
-    adapter: which loaded adapter hears it.
-    """
-
-    embedding: Array
-    weight: float = 1.0
-    adapter: str = IDENTITY
-
-    def __post_init__(self) -> None:
-        _check_name("an adapter", self.adapter)
-        if not (isinstance(self.embedding, np.ndarray) and self.embedding.dtype.kind in "fiu"):
-            raise RequestRefused("a reference's embedding is no array of numbers", "give the encoder's output as it is")
-        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite to the model
-            finite = np.isfinite(self.embedding.astype(np.float32)).all()
-        if not finite:
-            raise RequestRefused("a reference's embedding holds NaN or infinity", "embed the reference again")
-        if not (self.weight >= 0 and np.isfinite(self.weight)):
-            raise RequestRefused(
-                f"a reference's weight is {self.weight}, not a number of 0 or more", "give a weight of 0 or more"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class ControlPrompt:
-    """A picture whose lines, depth or pose the made one follows (ControlNet; Zhang et al., 2023, arXiv:2302.05543).
-
-    picture: uint8 (h, w, 3), RGB, of the kind that the ControlNet reads; resized to the made picture's size.
-    strength: what its ControlNet adds is multiplied by it; 0 leaves it out, 1 is as trained.
-    window: the share of the steps, from start to end, in which it is followed.
-    """
-
-    picture: Array = field(repr=False)
-    kind: str
-    strength: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        _check_name("a kind of control", self.kind)
-        picture = self.picture
-        pixels = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3
-        if not (pixels and picture.size > 0 and picture.shape[-1] == 3):
-            raise RequestRefused(
-                f"the picture of a control ({self.kind}) is no array uint8 (height, width, 3)",
-                "give the picture's RGB pixels, np.asarray(image.convert('RGB'))",
-            )
-        if not (np.isfinite(self.strength) and self.strength >= 0):
-            raise RequestRefused(
-                f"the strength {self.strength} of a control ({self.kind}) is not a number of 0 or more",
-                "give a strength of 0 or more; 1 is as trained",
-            )
-        _check_window(self.window)
-
-    @property
-    def heard(self) -> bool:
-        """Whether it can have a part in the picture: at strength 0 or in an empty window it has none."""
-        return self.strength > 0 and self.window[0] < self.window[1]
-
-
-@dataclass(frozen=True)
-class CharacterModel:
-    """One character as a LoRA (DreamBooth; Ruiz et al., 2022, arXiv:2208.12242) on the loaded base.
-
-    file: pytorch_lora_weights.safetensors as diffusers' save_lora_weights writes it; its bytes must have `sha256`.
-    strength: what the LoRA adds is multiplied by it; 0 leaves it out, 1 is as trained.
-    """
-
-    file: Path
-    sha256: str
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise RequestRefused(
-                f"{self.sha256!r} is no sha256 of a character model", "give the 64 hex digits that its training printed"
-            )
-        if not (np.isfinite(self.strength) and self.strength >= 0):
-            raise RequestRefused(
-                f"the strength {self.strength} of a character model is not a number of 0 or more",
-                "give a strength of 0 or more; 1 is as trained",
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +37,11 @@ class GenerationRequest:
     controls: pictures to follow; what several add is summed.
     character: a model of one character in place of the plain base.
     scales: how strongly further adapters speak, by name; 1 for those that it does not name.
+    settings: where, when and how adapters speak, by name; the identity adapter's is under "identity".
+    regions: parts of the picture by name, uint8 (h, w), 255 inside, of the picture's shape; references name them.
+    source: a picture to start from, or to repaint a part of.
+    guidance_window: the share of the steps in which the picture is guided; outside, only the prompt is heard.
+    loras: further LoRAs on the base, in their order, beside `character`.
     """
 
     prompt: str
@@ -134,9 +58,15 @@ class GenerationRequest:
     controls: tuple[ControlPrompt, ...] = ()
     character: CharacterModel | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, AdapterSettings] = field(default_factory=dict)
+    regions: Mapping[str, Array] = field(default_factory=dict)
+    source: SourcePicture | None = None
+    guidance_window: tuple[float, float] = (0.0, 1.0)
+    loras: tuple[CharacterModel, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_window(self.window)
+        check_window(self.window)
+        check_window(self.guidance_window)
         if not 0 <= self.seed <= MAX_SEED:
             raise RequestRefused(f"the seed {self.seed} is out of range", f"give a whole number from 0 to {MAX_SEED}")
         if IDENTITY in self.scales:
@@ -145,7 +75,7 @@ class GenerationRequest:
                 "give its scale as `scale`; `scales` is for the adapters beside it",
             )
         for name in self.scales:
-            _check_name("an adapter", name)
+            check_name("an adapter", name)
         for scale in (self.scale, *self.scales.values()):
             if not (np.isfinite(scale) and scale >= 0):
                 raise RequestRefused(
@@ -191,30 +121,6 @@ class GenerationRequest:
     def heard_character(self) -> CharacterModel | None:
         """Its character model, unless at strength 0, which is the plain base."""
         return self.character if self.character is not None and self.character.strength > 0 else None
-
-
-def _check_name(what: str, name: str) -> None:
-    if not NAMES.fullmatch(name):
-        raise RequestRefused(
-            f"{name!r} is no name of {what}",
-            f"give one of lower case letters, digits and underscores, such as {nearest_name(name)!r}",
-        )
-
-
-def nearest_name(name: str) -> str:
-    """What a name is called where only lower case letters, digits and single underscores can stand."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "other"
-
-
-def _check_window(window: tuple[float, float]) -> None:
-    start, end = window
-    if not 0 <= start <= end <= 1:
-        raise RequestRefused(f"the window {window} is not within 0 to 1", "give start and end, 0 ≤ start ≤ end ≤ 1")
-
-
-def inside(window: tuple[float, float], progress: float) -> bool:
-    """Whether the step that begins at `progress` (its number / all steps) lies in a window, start ≤ progress < end."""
-    return window[0] <= progress < window[1]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ipadapter_engine.evaluation.methods import Contestant, Making, Method, Trai
 from ipadapter_engine.evaluation.picture_cache import PictureCache
 from ipadapter_engine.evaluation.subjects import Subject
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import ReferencePrompt
+from ipadapter_engine.prompts import ReferencePrompt
 
 SHEET_SUBJECTS = 8
 THEMSELVES = "references"  # the row of the references, or of the renderer's own drawings: what can be reached

@@ -18,7 +18,7 @@ from ipadapter_engine.evaluation.methods import TrainedSubject, pixels_sha256
 from ipadapter_engine.evaluation.subjects import SUBJECT, Subject
 from ipadapter_engine.hashing import sha256_of_file
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import CharacterModel
+from ipadapter_engine.prompts import CharacterModel
 from ipadapter_engine.training.captions import prompt_for
 from ipadapter_engine.training.character import FEWEST, MOST, CharacterTraining, class_latents, train_character
 from ipadapter_engine.training.frozen import base_sha256s

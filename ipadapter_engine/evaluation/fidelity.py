@@ -46,7 +46,8 @@ from ipadapter_engine.evaluation.judge import Judge
 from ipadapter_engine.evaluation.making import generated
 from ipadapter_engine.evaluation.reading import JUDGE_FILE, attributes_right, open_judge
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import ControlPrompt, GeneratedImage, GenerationRequest
+from ipadapter_engine.prompts import ControlPrompt
+from ipadapter_engine.requests import GeneratedImage, GenerationRequest
 from ipadapter_engine.training.captions import prompt_for
 from ipadapter_engine.training.drawing import pose_picture
 from ipadapter_engine.training.mascots import ATTRIBUTES

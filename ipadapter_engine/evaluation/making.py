@@ -14,7 +14,8 @@ from ipadapter_engine.evaluation.methods import Making, TrainedSubject
 from ipadapter_engine.evaluation.picture_cache import CachedPicture, PictureCache, request_key
 from ipadapter_engine.evaluation.subjects import Shot, Subject
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import IDENTITY, GeneratedImage, GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import IDENTITY, ReferencePrompt
+from ipadapter_engine.requests import GeneratedImage, GenerationRequest
 
 _CPU_FACTS = Path("/proc/cpuinfo")
 

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ipadapter_engine.evaluation.subjects import Subject
-from ipadapter_engine.requests import IDENTITY, CharacterModel, GenerationRequest
+from ipadapter_engine.prompts import IDENTITY, CharacterModel
+from ipadapter_engine.requests import GenerationRequest
 
 
 class Method(enum.StrEnum):

@@ -17,7 +17,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import CharacterModel, GenerationRequest
+from ipadapter_engine.prompts import CharacterModel
+from ipadapter_engine.requests import GenerationRequest
 
 STALE_S = 600  # a partial file this old is what a kill left behind
 _DECODING = ("scaling_factor", "latents_mean", "latents_std")  # of the first stage's configuration

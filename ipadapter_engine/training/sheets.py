@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 from ipadapter_engine.training.adapter_data import Example
 
 Row = Sequence[Image.Image | str]

@@ -24,7 +24,8 @@ from ipadapter_engine.evaluation.picture_cache import CachedPicture, PictureCach
 from ipadapter_engine.evaluation.subjects import Subject, folder_subjects
 from ipadapter_engine.hashing import sha256_of_file
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import CharacterModel, ControlPrompt, GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import CharacterModel, ControlPrompt, ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 from tests.evaluation.conftest import a_picture
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 

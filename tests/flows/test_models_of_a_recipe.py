@@ -12,7 +12,8 @@ from flows import recipes
 from flows.brief import Making
 from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import ControlPrompt, GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import ControlPrompt, ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
 
 TOLERANCE = 4e-5  # the latents reach 10 to 20, so this is a few units in the last place of single precision

@@ -21,7 +21,8 @@ from ipadapter_engine.attention import DecoupledAttention
 from ipadapter_engine.characters import KEPT
 from ipadapter_engine.errors import CheckpointRefused, GenerationFailed, RequestRefused
 from ipadapter_engine.pipeline import SCHEDULERS, Engine
-from ipadapter_engine.requests import CharacterModel, ControlPrompt, GenerationRequest
+from ipadapter_engine.prompts import CharacterModel, ControlPrompt
+from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
 

@@ -22,7 +22,8 @@ from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint
 from ipadapter_engine.controls import check_shape, fitted
 from ipadapter_engine.errors import CheckpointRefused, RequestRefused
 from ipadapter_engine.pipeline import SCHEDULERS, Engine
-from ipadapter_engine.requests import ControlPrompt, GenerationRequest
+from ipadapter_engine.prompts import ControlPrompt
+from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, picture
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine.conftest import Engines
 
 SAME, DIFFERENT = 1e-5, 0.05

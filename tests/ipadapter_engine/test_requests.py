@@ -10,7 +10,8 @@ import pytest
 
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import MAX_SEED, GeneratedImage, GenerationRequest, ReferencePrompt, nearest_name
+from ipadapter_engine.prompts import ReferencePrompt, nearest_name
+from ipadapter_engine.requests import MAX_SEED, GeneratedImage, GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Engines, picture
 

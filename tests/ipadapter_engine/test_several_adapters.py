@@ -21,7 +21,8 @@ from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint
 from ipadapter_engine.errors import CheckpointRefused, RequestRefused
 from ipadapter_engine.families.studio import STUDIO
 from ipadapter_engine.pipeline import SCHEDULERS, Engine
-from ipadapter_engine.requests import GenerationRequest, ReferencePrompt
+from ipadapter_engine.prompts import ReferencePrompt
+from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, picture
 from tests.ipadapter_engine.test_attention import counted

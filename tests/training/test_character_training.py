@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from ipadapter_engine.checkpoints import Checkpoint, CheckpointPaths, open_checkpoint
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import CharacterModel, GenerationRequest
+from ipadapter_engine.prompts import CharacterModel
+from ipadapter_engine.requests import GenerationRequest
 from ipadapter_engine.training.character import CharacterTraining, TrainedCharacter, train_character
 from ipadapter_engine.training.errors import BaseChanged, TrainingRefused
 from ipadapter_engine.training.frozen import base_sha256s

@@ -14,7 +14,8 @@ from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
 from ipadapter_engine.evaluation import fidelity
 from ipadapter_engine.evaluation.characters import portrait
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.requests import ControlPrompt, GenerationRequest
+from ipadapter_engine.prompts import ControlPrompt
+from ipadapter_engine.requests import GenerationRequest
 from ipadapter_engine.training.captions import describe_identity, prompt_for
 from ipadapter_engine.training.dataset import rendered
 from ipadapter_engine.training.diffusion import text_states

@@ -52,7 +52,11 @@ def test_a_link_ends_by_its_time_and_by_revoking(session: Session, asset: Asset)
     session.expire_all()
     with pytest.raises(NotFound):
         shares.open_link(session, over)
-    assert session.scalars(select(AuditRow.action).order_by(AuditRow.seq)).all()[-3:] == ["share", "revoke share", "share"]
+    assert session.scalars(select(AuditRow.action).order_by(AuditRow.seq)).all()[-3:] == [
+        "share",
+        "revoke share",
+        "share",
+    ]
 
 
 def test_a_password_is_asked_for_and_kept_as_a_hash(session: Session, asset: Asset) -> None:

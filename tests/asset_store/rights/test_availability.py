@@ -36,7 +36,9 @@ def test_one_asks_and_another_confirms(session: Session, event: AvailabilityEven
     assert asset.availability is after
     row = session.scalars(select(Proposal)).one()
     assert (row.state, row.settled_by) == (ProposalState.CONFIRMED, "omar")
-    actions = session.scalars(select(AuditRow.action).where(AuditRow.subject == f"asset {asset.id}").order_by(AuditRow.seq)).all()
+    actions = session.scalars(
+        select(AuditRow.action).where(AuditRow.subject == f"asset {asset.id}").order_by(AuditRow.seq)
+    ).all()
     assert actions[-2:] == [f"ask to {event}", event.value]
 
 
