@@ -5,16 +5,17 @@ attend to image tokens with the same query, and the two outputs are added, the i
 
     out = Attention(Q, K_text, V_text) + scale * Attention(Q, K_image, V_image)
 
-Several adapters add one such term each. What is ours: every sample of a batch has its own scale an adapter, its
-own number of references and a weight for each of them, and keys and values of text and image are computed once a
-generation, not once a step.
+Several adapters, and several regions of one adapter, add one such term each. What is ours: every sample of a batch has
+its own scale a layer and a step, its own number of references with a weight for each, its own mask; keys and values of
+text and image are computed once a generation, not once a step; and a step is run for any part of the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,34 +30,122 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """What one adapter's branch of every layer attends to; `rows` counts both halves of guidance.
+    """What one branch of every layer attends to; `rows` counts both halves of guidance.
 
     tokens (rows, tokens, dim): projected image tokens, zeros where a row has fewer references.
-    bias (rows, tokens): added to the attention logits, the logarithm of the reference's weight.
+    bias (rows, tokens): added to the attention logits, the logarithm of the reference's weight; None where all are 0.
         A weight of zero or a missing token is -inf; a row must keep one finite entry.
-    scale (rows,): the adapter's scale, a sample; zero means that the row has no image prompt.
+    scale (rows,), or (rows, layers) with the cross-attention layers in the UNet's order: what the branch's output is
+        multiplied by; where it is zero the row has no image prompt.
+    adapter: whose key and value layers it goes through.
+    mask (rows, h, w): 0 to 1, where in the picture it speaks, of the latents' size; None is everywhere.
     """
 
     tokens: Tensor
-    bias: Tensor
+    bias: Tensor | None
+    scale: Tensor
+    adapter: str = IDENTITY
+    mask: Tensor | None = None
+
+
+class _Heard(NamedTuple):
+    """One branch in one layer at one step, of the rows that the step is run for."""
+
+    number: int
+    prompt: ImagePrompt
     scale: Tensor
 
 
-@dataclass
 class Conditioning:
-    """The prompts of one generation. With `reuse`, K and V are computed on the first step that needs them only.
+    """The prompts of one generation. With `reuse`, K and V are computed on the first step that needs them only."""
 
-    image: what the identity adapter attends to; further: what the adapters beside it do, by name.
-    """
+    def __init__(self, prompts: Sequence[ImagePrompt] = (), *, text: Tensor | None = None, reuse: bool = True) -> None:
+        """text (rows, tokens, width): the text states of all rows; without it every forward is of all rows."""
+        self.prompts, self.text, self.reuse = tuple(prompts), text, reuse
+        self.rows: Tensor | None = None
+        self._kv: dict[tuple[int, int], KeyValue] = {}
+        self._of_rows: dict[tuple[object, ...], Tensor | KeyValue] = {}
+        self._scales: list[Tensor | None] = [p.scale for p in self.prompts]
+        self._loud: list[list[bool] | None] = [None] * len(self.prompts)
+        self._step: object = None
+        self._scales_at_home = [p.scale.cpu() for p in self.prompts] if reuse else []
 
-    image: ImagePrompt | None = None
-    reuse: bool = True
-    further: Mapping[str, ImagePrompt] = field(default_factory=dict)
-    text_kv: dict[int, KeyValue] = field(default_factory=dict)
-    image_kv: dict[tuple[str, int], KeyValue] = field(default_factory=dict)
+    def step(self, rows: tuple[int, ...], loud: Sequence[Sequence[float]]) -> None:
+        """The next forward is of these rows; `loud` has a factor of the scale for every branch and every row of all."""
+        now = (rows, tuple(tuple(factors) for factors in loud))
+        if now == self._step:
+            return
+        if self._step is None or self._step[0] != rows:  # type: ignore[index]
+            self._of_rows.clear()
+            whole = self.text is not None and rows == tuple(range(len(self.text)))
+            device = self.text.device if self.text is not None else None
+            self.rows = None if whole else torch.tensor(rows, device=device)
+        self._step = now
+        index = list(rows)
+        for i, (prompt, factors) in enumerate(zip(self.prompts, now[1], strict=True)):
+            home = self._scales_at_home[i][index]
+            home = home * torch.tensor(factors)[index].view(-1, *[1] * (home.ndim - 1)).to(home)
+            self._scales[i] = home.to(prompt.scale.device) if bool((home != 0).any()) else None
+            self._loud[i] = (home != 0).any(0).tolist() if home.ndim == 2 else None
 
-    def prompt_of(self, adapter: str) -> ImagePrompt | None:
-        return self.image if adapter == IDENTITY else self.further.get(adapter)
+    def heard(self, place: int) -> Iterator[_Heard]:
+        """The branches that speak in a layer, counted from 0; those that are silent there cost nothing."""
+        for i, (prompt, scale, loud) in enumerate(zip(self.prompts, self._scales, self._loud, strict=True)):
+            if scale is not None and (loud is None or loud[place]):
+                yield _Heard(i, prompt, scale[:, place] if scale.ndim == 2 else scale)
+
+    def text_states(self) -> Tensor:
+        """The text states of the step's rows."""
+        assert self.text is not None
+        return self._narrow(("text",), self.text)
+
+    def bias(self, number: int) -> Tensor | None:
+        whole = self.prompts[number].bias
+        return None if whole is None else self._narrow(("bias", number), whole)
+
+    def mask(self, number: int, positions: int) -> Tensor | None:
+        """(rows, positions, 1): the branch's mask at the size of a layer with so many positions, by area."""
+        whole = self.prompts[number].mask
+        if whole is None:
+            return None
+        key = ("mask", number, positions)
+        if key not in self._of_rows:
+            fitted = F.adaptive_avg_pool2d(whole[:, None], _sides(tuple(whole.shape[1:]), positions))
+            self._of_rows[key] = (
+                fitted.flatten(1)[..., None] if self.rows is None else fitted.flatten(1)[self.rows, :, None]
+            )
+        return self._of_rows[key]  # type: ignore[return-value]
+
+    def key_value(self, number: int, place: int) -> KeyValue | None:
+        """Those of a branch in a layer, of the text where number is -1; None where they are yet to be computed."""
+        whole = self._kv.get((number, place))
+        if whole is None or self.rows is None:
+            return whole
+        key = ("kv", number, place)
+        if key not in self._of_rows:
+            self._of_rows[key] = (whole[0][self.rows], whole[1][self.rows])
+        return self._of_rows[key]  # type: ignore[return-value]
+
+    def keep(self, number: int, place: int, pair: KeyValue) -> None:
+        """pair: of all rows."""
+        self._kv[number, place] = pair
+
+    def _narrow(self, key: tuple[object, ...], whole: Tensor) -> Tensor:
+        if self.rows is None:
+            return whole
+        if key not in self._of_rows:
+            self._of_rows[key] = whole[self.rows]
+        return self._of_rows[key]  # type: ignore[return-value]
+
+
+def _sides(latents: tuple[int, ...], positions: int) -> tuple[int, int]:
+    """The height and width of a layer with so many positions: the latents', halved and rounded up some times."""
+    height, width = latents
+    while height * width > positions:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != positions:
+        raise ValueError(f"no layer of {positions} positions on latents of {latents}")
+    return height, width
 
 
 class ConditioningSlot:
@@ -87,10 +176,13 @@ class ImageKeyValue(nn.Module):
 
 
 class DecoupledAttention:
-    """The processor of one cross-attention layer; `images` has the trained part of every installed adapter."""
+    """The processor of one cross-attention layer; `images` has the trained part of every installed adapter.
 
-    def __init__(self, layer: int, slot: ConditioningSlot, images: Mapping[str, ImageKeyValue]) -> None:
-        self.layer, self.slot, self.images = layer, slot, dict(images)
+    place: the layer's number among the cross-attention layers, from 0.
+    """
+
+    def __init__(self, place: int, slot: ConditioningSlot, images: Mapping[str, ImageKeyValue]) -> None:
+        self.place, self.slot, self.images = place, slot, dict(images)
 
     def __call__(
         self,
@@ -116,15 +208,10 @@ class DecoupledAttention:
             mask = attn.prepare_attention_mask(mask, key.shape[2], query.shape[0])
             mask = mask.view(query.shape[0], attn.heads, -1, mask.shape[-1])
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        for adapter in self.images:
-            prompt = now.prompt_of(adapter)
-            if prompt is None:
-                continue
-            key, value = self._image(attn, adapter, prompt, now)
-            bias = prompt.bias[:, None, None, :].to(query.dtype)
-            looked = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-            scale = prompt.scale.view(-1, 1, 1, 1).to(query.dtype)
-            mixed = mixed + torch.where(scale > 0, scale * looked, 0)  # 0 times an overflow would be NaN
+        for number, prompt, scale in now.heard(self.place):
+            if prompt.adapter in self.images:
+                key, value = self._image(attn, number, prompt, now)
+                mixed = mixed + self._looked(query, key, value, scale, now, number)
 
         out = mixed.transpose(1, 2).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
@@ -135,23 +222,41 @@ class DecoupledAttention:
         scaled: Tensor = out / attn.rescale_output_factor
         return scaled
 
+    def _looked(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: Tensor, now: Conditioning, number: int
+    ) -> Tensor:
+        """What a branch adds, (rows, heads, positions, d)."""
+        bias = now.bias(number)
+        given = None if bias is None else bias[:, None, None, :].to(query.dtype)
+        looked = F.scaled_dot_product_attention(query, key, value, attn_mask=given)
+        share = scale.view(-1, 1, 1, 1).to(query.dtype)
+        mask = now.mask(number, query.shape[2])
+        if mask is not None:
+            share = share * mask[:, None].to(query.dtype)
+        return torch.where(share != 0, share * looked, 0)  # 0 times an overflow would be NaN
+
     def _text(self, attn: Attention, states: Tensor, now: Conditioning) -> KeyValue:
-        if now.reuse and self.layer in now.text_kv:
-            return now.text_kv[self.layer]
-        if attn.norm_cross:
-            states = attn.norm_encoder_hidden_states(states)
-        pair = _heads(attn, attn.to_k(states)), _heads(attn, attn.to_v(states))
-        if now.reuse:
-            now.text_kv[self.layer] = pair
+        if not now.reuse:
+            return self._text_pair(attn, states)
+        if now.key_value(-1, self.place) is None:
+            now.keep(-1, self.place, self._text_pair(attn, states if now.text is None else now.text))
+        pair = now.key_value(-1, self.place)
+        assert pair is not None
         return pair
 
-    def _image(self, attn: Attention, adapter: str, prompt: ImagePrompt, now: Conditioning) -> KeyValue:
-        if now.reuse and (adapter, self.layer) in now.image_kv:
-            return now.image_kv[adapter, self.layer]
-        image = self.images[adapter]
-        pair = _heads(attn, image.to_k_ip(prompt.tokens)), _heads(attn, image.to_v_ip(prompt.tokens))
-        if now.reuse:
-            now.image_kv[adapter, self.layer] = pair
+    def _text_pair(self, attn: Attention, states: Tensor) -> KeyValue:
+        if attn.norm_cross:
+            states = attn.norm_encoder_hidden_states(states)
+        return _heads(attn, attn.to_k(states)), _heads(attn, attn.to_v(states))
+
+    def _image(self, attn: Attention, number: int, prompt: ImagePrompt, now: Conditioning) -> KeyValue:
+        image = self.images[prompt.adapter]
+        pair = now.key_value(number, self.place) if now.reuse else None
+        if pair is None:
+            pair = _heads(attn, image.to_k_ip(prompt.tokens)), _heads(attn, image.to_v_ip(prompt.tokens))
+            if now.reuse:
+                now.keep(number, self.place, pair)
+                pair = now.key_value(number, self.place) or pair
         return pair
 
 
@@ -190,9 +295,10 @@ class Installed:
         self._before = dict(unet.attn_processors)
         parts = ({IDENTITY: layers} if layers is not None else {}) | dict(further or {})
         ours = {
-            name: DecoupledAttention(n, self.slot, {adapter: by_number[n] for adapter, by_number in parts.items()})
-            for n, name in cross_attention_layers(unet).items()
+            name: DecoupledAttention(place, self.slot, {adapter: by_number[n] for adapter, by_number in parts.items()})
+            for place, (n, name) in enumerate(cross_attention_layers(unet).items())
         }
+        self.paths = tuple(name.removesuffix(".processor") for name in ours)  # of the layers, by their place
         unet.set_attn_processor({**self._before, **ours})
 
     def eject(self) -> None:

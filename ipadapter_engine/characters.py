@@ -88,11 +88,13 @@ class Characters:
             self._loaded.popitem(last=False)
 
     @contextmanager
-    def playing(self, character: CharacterModel | None) -> Iterator[None]:
+    def playing(self, loras: Sequence[CharacterModel]) -> Iterator[None]:
         """Within, the checkpoint draws with the character at its strength; after, it is the plain base again."""
-        if character is None or character.strength == 0:
+        heard = [c for c in loras if c.strength > 0]
+        if not heard:
             yield
             return
+        (character,) = heard
         self.load(character)
         layers = self._loaded[character.sha256]
         try:

@@ -18,6 +18,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
+from ipadapter_engine.attention import Conditioning
 from ipadapter_engine.controls import check_shape, fitted
 from ipadapter_engine.errors import CheckpointRefused, RequestRefused
 from ipadapter_engine.prompts import ControlPrompt, inside
@@ -102,40 +103,57 @@ def check_controls(request: GenerationRequest, key: BatchKey, loaded: Mapping[st
                 + (f"loaded ControlNets are {', '.join(sorted(loaded))}" if loaded else "no ControlNet is loaded"),
                 f"set ONMODEL_ENGINE__CONTROLS__{control.kind.upper()} to the folder of such a ControlNet",
             )
-        check_shape(control, key.width_px, key.height_px)
+        check_shape(f"a control ({control.kind})", control.picture.shape[:2], key.width_px, key.height_px)
 
 
-@dataclass(frozen=True)
 class ControlConditioning:
-    """One kind's controls of a batch: `entries` pictures, those of the unconditional half first with guidance.
+    """One kind's controls of a batch: `entries` pictures, those of the unconditional half first with guidance."""
 
-    rows (entries,): the batch's row that each steers. embedded (entries, channels, h, w). text, added: what the
-    ControlNet is told besides, of these rows. controls: one an entry of one half.
-    """
+    def __init__(
+        self,
+        net: ControlNet,
+        controls: Sequence[tuple[int, ControlPrompt]],
+        rows: Sequence[int],
+        embedded: Tensor,
+        text: Tensor,
+        added: dict[str, Tensor] | None,
+    ) -> None:
+        """controls: the request and the control of every entry; rows: the row that each steers, of all of the batch.
 
-    net: ControlNet
-    controls: tuple[ControlPrompt, ...]
-    rows: Tensor
-    embedded: Tensor
-    text: Tensor
-    added: dict[str, Tensor] | None
+        embedded (entries, channels, h, w). text, added: what the ControlNet is told besides, of these entries.
+        """
+        self.net, self.controls, self.rows = net, tuple(controls), tuple(rows)
+        self.embedded, self.added = embedded, added
+        self.conditioning = Conditioning(text=text)
 
-    def residuals(self, sample: Tensor, t: Tensor, progress: float) -> Residuals | None:
-        """What it adds to the UNet on sample (rows, channels, h, w); None when no row hears it at `progress`."""
-        now = [c.strength if inside(c.window, progress) else 0.0 for c in self.controls]
-        if not any(now):
+    def residuals(self, sample: Tensor, t: Tensor, progress: Sequence[float], rows: Sequence[int]) -> Residuals | None:
+        """What it adds to the UNet on sample (rows, channels, h, w); None when none of the rows hears it.
+
+        progress: of every request, 0 to 1. rows: which of all rows the sample is of. Only entries that are heard run.
+        """
+        place = {row: i for i, row in enumerate(rows)}
+        now = [
+            (i, c.strength)
+            for i, ((request, c), row) in enumerate(zip(self.controls, self.rows, strict=True))
+            if row in place and c.strength > 0 and inside(c.window, progress[request])
+        ]
+        if not now:
             return None
+        entries = [i for i, _ in now]
+        self.conditioning.step(tuple(entries), ())
+        index = torch.tensor(entries, device=sample.device)
+        steered = torch.tensor([place[self.rows[i]] for i in entries], device=sample.device)
+        added = self.added if self.added is None else {name: value[index] for name, value in self.added.items()}
         down, mid = self.net.model(
-            sample[self.rows], t, encoder_hidden_states=self.text, controlnet_cond=self.embedded,
-            added_cond_kwargs=self.added, return_dict=False,
+            sample[steered], t, encoder_hidden_states=self.conditioning.text_states(),
+            controlnet_cond=self.embedded[index], added_cond_kwargs=added, return_dict=False,
         )  # fmt: skip
-        strength = torch.tensor(now * (len(self.rows) // len(now)), device=sample.device).view(-1, 1, 1, 1)
-        added = []
-        for part in (*down, mid):
-            blank = torch.zeros(len(sample), *part.shape[1:], device=part.device, dtype=part.dtype)
-            heard = torch.where(strength > 0, part * strength.to(part.dtype), 0)  # 0 times an overflow would be NaN
-            added.append(blank.index_add(0, self.rows, heard))
-        return added
+        strength = torch.tensor([s for _, s in now], device=sample.device).view(-1, 1, 1, 1)
+        blanks = (torch.zeros(len(sample), *p.shape[1:], device=p.device, dtype=p.dtype) for p in (*down, mid))
+        return [
+            blank.index_add(0, steered, part * strength.to(part.dtype))
+            for blank, part in zip(blanks, (*down, mid), strict=True)
+        ]
 
 
 @torch.inference_mode()
@@ -157,16 +175,17 @@ def control_conditioning(
     place = {picture: i for i, picture in enumerate(distinct)}
     halves = len(text) // len(requests)
     which = torch.tensor([place[id(c.picture)] for _, c in entries] * halves, device=device)
-    rows = torch.tensor([row + half * len(requests) for half in range(halves) for row, _ in entries], device=device)
-    told = {name: value[rows] for name, value in added.items()} if added is not None else None
-    return ControlConditioning(net, tuple(c for _, c in entries), rows, embedded[which], text[rows], told)
+    rows = [row + half * len(requests) for half in range(halves) for row, _ in entries]
+    index = torch.tensor(rows, device=device)
+    told = {name: value[index] for name, value in added.items()} if added is not None else None
+    return ControlConditioning(net, entries * halves, rows, embedded[which], text[index], told)
 
 
 def summed_residuals(
-    controls: Sequence[ControlConditioning], sample: Tensor, t: Tensor, progress: float
+    controls: Sequence[ControlConditioning], sample: Tensor, t: Tensor, progress: Sequence[float], rows: Sequence[int]
 ) -> dict[str, Any]:
-    """What the UNet takes as keyword arguments; empty when nothing is heard at `progress`."""
-    parts = [found for c in controls if (found := c.residuals(sample, t, progress)) is not None]
+    """What the UNet takes as keyword arguments; empty when nothing is heard at this step."""
+    parts = [found for c in controls if (found := c.residuals(sample, t, progress, rows)) is not None]
     if not parts:
         return {}
     *down, mid = (torch.stack(same).sum(0) if len(same) > 1 else same[0] for same in zip(*parts, strict=True))

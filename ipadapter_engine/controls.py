@@ -56,14 +56,13 @@ def extract(kind: str, picture: Image.Image, *, depth_model: Path | None = None)
     )
 
 
-def check_shape(control: ControlPrompt, width_px: int, height_px: int) -> None:
-    """Raises RequestRefused where a control picture's aspect ratio is more than 10 % off the made picture's."""
-    height, width = control.picture.shape[:2]
+def check_shape(what: str, size: tuple[int, int], width_px: int, height_px: int) -> None:
+    """Raises RequestRefused where `what`, of this height and width, is more than 10 % off the made picture's shape."""
+    height, width = size
     ratio = (width / height) / (width_px / height_px)
     if max(ratio, 1 / ratio) > 1 + SHAPE_TOLERANCE:
         raise RequestRefused(
-            f"a control ({control.kind}) of {width} × {height} px has another shape than the picture of "
-            f"{width_px} × {height_px} px",
+            f"{what} of {width} × {height} px has another shape than the picture of {width_px} × {height_px} px",
             f"crop or pad it to {width_px}:{height_px}, within {SHAPE_TOLERANCE:.0%}, or ask for a picture of its shape",
         )
 
@@ -74,7 +73,7 @@ def fitted(control: ControlPrompt, width_px: int, height_px: int) -> Array:
     It is scaled to that size by Lanczos' filter (Pillow's), as diffusers does: where its shape differs a little it is
     stretched. Raises as `check_shape`.
     """
-    check_shape(control, width_px, height_px)
+    check_shape(f"a control ({control.kind})", control.picture.shape[:2], width_px, height_px)
     if control.picture.shape[:2] == (height_px, width_px):
         return control.picture
     scaled = Image.fromarray(control.picture).resize((width_px, height_px), Image.Resampling.LANCZOS)

@@ -5,37 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 from PIL import Image
 from torch import Tensor
 
-from ipadapter_engine.attention import Conditioning, Installed
-from ipadapter_engine.batching import check_adapters, check_references, grouped, image_conditioning, key_of
+from ipadapter_engine.attention import Installed
+from ipadapter_engine.batching import grouped, key_of
 from ipadapter_engine.characters import Characters
-from ipadapter_engine.checkpoints import Checkpoint, CheckpointPaths, TextEncoder, open_checkpoint
-from ipadapter_engine.controlnets import check_controls, control_conditioning, summed_residuals
+from ipadapter_engine.checkpoints import Checkpoint, CheckpointPaths, open_checkpoint
+from ipadapter_engine.controlnets import check_controls, control_conditioning
+from ipadapter_engine.denoising import Told, denoised, scheduler_for
 from ipadapter_engine.encoder import EncodedPicture, ImageEncoder
 from ipadapter_engine.errors import GenerationFailed, RequestRefused
 from ipadapter_engine.families import Family
 from ipadapter_engine.hashing import ModelHash
+from ipadapter_engine.image_prompts import check_adapters, check_references, check_regions, image_prompts
 from ipadapter_engine.prompts import IDENTITY, CharacterModel, ReferencePrompt
 from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationRequest
-
-SCHEDULERS: dict[str, Any] = {
-    "ddim": DDIMScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "unipc": UniPCMultistepScheduler,
-}
+from ipadapter_engine.sources import check_source, sources_of, with_the_rest_kept
+from ipadapter_engine.texts import text_conditioning
 
 
 class Engine:
@@ -76,11 +67,9 @@ class Engine:
         Nothing is loaded for it: a character model's sha256 is the request's, verified when it is made.
         """
         named = tuple(self.checkpoint.beside[role] for role in request.roles if role in self.checkpoint.beside)
-        character = request.heard_character
-        if character is None:
-            return (*self.models, *named)
         licence = "as the references that it was trained on"
-        return (*self.models, *named, ModelHash("character", character.file.name, character.sha256, licence))
+        loras = (ModelHash("character", lora.file.name, lora.sha256, licence) for lora in request.heard_loras)
+        return (*self.models, *named, *loras)
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -129,29 +118,44 @@ class Engine:
         """
         size = max_batch or self.family.max_batch
         batches = list(grouped(requests, self.family, self.checkpoint.multiple_px, size))
-        check_adapters(requests, self.checkpoint.adapters)
-        for name, adapter in self.checkpoint.adapters.items():
-            if any(name in r.adapters for r in requests):
-                check_references(requests, name, adapter, self._unconditional(name))
-        for key, rows in batches:
-            for i in rows:
-                check_controls(requests[i], key, self.checkpoint.controls)
+        self._check(requests, batches)
         made: dict[int, GeneratedImage] = {}
-        with self._lock:
+        with self._lock, ThreadPoolExecutor(1, thread_name_prefix="decoding") as decoder:
+            decoding: tuple[list[int], Future[list[GeneratedImage]]] | None = None
             try:
                 for _, rows in batches:
-                    if (character := requests[rows[0]].heard_character) is not None:
-                        self._load(character)
+                    for lora in requests[rows[0]].heard_loras:
+                        self._load(lora)
                 for key, rows in batches:
+                    mine = [requests[i] for i in rows]
                     with (
                         _enough_memory(f"on a batch of {len(rows)}", "lower ONMODEL_ENGINE__MAX_BATCH"),
-                        self._characters.playing(requests[rows[0]].heard_character),
+                        self._characters.playing(mine[0].heard_loras),
                     ):
-                        pictures = self._make([requests[i] for i in rows], key, on_step)
-                    made.update(zip(rows, pictures, strict=True))
+                        latents = self._denoised(mine, key, on_step)
+                        if decoding is not None:
+                            made.update(zip(decoding[0], decoding[1].result(), strict=True))
+                    decoding = rows, decoder.submit(self._decoded, mine, key, latents)
+                if decoding is not None:
+                    with _enough_memory("while pictures were decoded", "lower ONMODEL_ENGINE__MAX_BATCH"):
+                        made.update(zip(decoding[0], decoding[1].result(), strict=True))
             finally:
                 self._characters.trim()
         return [made[i] for i in range(len(requests))]
+
+    def _check(self, requests: Sequence[GenerationRequest], batches: Sequence[tuple[BatchKey, list[int]]]) -> None:
+        """Raises RequestRefused for what cannot be made, before anything is."""
+        check_adapters(requests, self.checkpoint.adapters)
+        for name, adapter in self.checkpoint.adapters.items():
+            if any(name in (*r.adapters, *r.settings) for r in requests):
+                nothing = self._unconditional(name)
+                check_references(requests, name, adapter, nothing, self._installed.paths, self.family.presets)
+        for key, rows in batches:
+            scheduler_for(self.checkpoint, key)
+            for i in rows:
+                check_controls(requests[i], key, self.checkpoint.controls)
+                check_regions(requests[i], key)
+                check_source(requests[i], key, self.checkpoint)
 
     def load_character(self, character: CharacterModel) -> float:
         """Load a character model before a request asks for it: the seconds that it took.
@@ -177,55 +181,35 @@ class Engine:
     # ------------------------------------------------------------------ one batch
 
     @torch.inference_mode()
-    def _make(
+    def _denoised(
         self, requests: list[GenerationRequest], key: BatchKey, on_step: Callable[[int, int], None] | None
-    ) -> list[GeneratedImage]:
-        unet = self.checkpoint.unet
+    ) -> Tensor:
+        checkpoint = self.checkpoint
         guidance = torch.tensor([self.family.guidance if r.guidance is None else r.guidance for r in requests])
-        guided = bool((guidance != 1.0).any())
-        text, added = self._text(requests, key, guided)
-        prompts = {}
-        for name, adapter in self.checkpoint.adapters.items():
-            image = image_conditioning(requests, name, adapter, self._unconditional(name), guided=guided)
-            if image is not None:
-                prompts[name] = image
-        possible = (control_conditioning(requests, key, net, text, added) for net in self.checkpoint.controls.values())
+        guided = checkpoint.unet.config["time_cond_proj_dim"] is None and any(
+            w != 1 and r.guidance_window[0] < r.guidance_window[1]
+            for w, r in zip(guidance.tolist(), requests, strict=True)
+        )
+        text, added = text_conditioning(checkpoint, requests, key, guided=guided)
+        branches = image_prompts(
+            requests, checkpoint.adapters, {name: self._unconditional(name) for name in checkpoint.adapters},
+            key=key, stride=checkpoint.stride, halves=1 + guided, paths=self._installed.paths, presets=self.family.presets,
+        )  # fmt: skip
+        possible = (control_conditioning(requests, key, net, text, added) for net in checkpoint.controls.values())
         controls = [c for c in possible if c is not None]
+        told = Told(text, added, branches, controls, guidance, 1 + guided)
+        generators = [torch.Generator().manual_seed(r.seed) for r in requests]
+        sources = sources_of(checkpoint, requests, key, generators)
+        return denoised(
+            checkpoint, self._installed, self._in_controls, requests, key, told, sources, generators, on_step
+        )
 
-        scheduler = SCHEDULERS[key.scheduler].from_config(self.checkpoint.scheduler_config)
-        scheduler.set_timesteps(key.steps, device=unet.device)
-        x = self._noise(requests, key) * scheduler.init_noise_sigma
-        weight = guidance.to(x).view(-1, 1, 1, 1)
-        conditioning = Conditioning()
-        steps = len(scheduler.timesteps)
-        with ExitStack() as held:
-            held.enter_context(self._installed.slot.holding(conditioning))
-            for control in controls:
-                held.enter_context(self._in_controls[control.net.kind].slot.holding(Conditioning()))
-            for i, t in enumerate(scheduler.timesteps):
-                heard = {name: now for name, image in prompts.items() if (now := image.at(i / steps)) is not None}
-                conditioning.image = heard.pop(IDENTITY, None)
-                conditioning.further = heard
-                both = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t).to(unet.dtype)
-                steered = summed_residuals(controls, both, t, i / steps)
-                guess = unet(both, t, encoder_hidden_states=text, added_cond_kwargs=added, **steered).sample.float()
-                if guided:
-                    empty, full = guess.chunk(2)
-                    guess = empty + weight * (full - empty)
-                x = scheduler.step(guess, t, x).prev_sample
-                if on_step is not None:
-                    on_step(i + 1, steps)
-        return self._decoded(requests, x)
+    @torch.inference_mode()
+    def _decoded(self, requests: list[GenerationRequest], key: BatchKey, latents: Tensor) -> list[GeneratedImage]:
+        """As diffusers' pipelines decode: divided by the first stage's scaling factor, SDXL's spread and mean first.
 
-    def _noise(self, requests: list[GenerationRequest], key: BatchKey) -> Tensor:
-        """(rows, channels, h, w) float32, each row from its own seed, drawn on the CPU."""
-        stride = self.checkpoint.stride
-        shape = (int(self.checkpoint.unet.config["in_channels"]), key.height_px // stride, key.width_px // stride)
-        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in requests]
-        return torch.stack(rows).to(self.checkpoint.unet.device)
-
-    def _decoded(self, requests: list[GenerationRequest], latents: Tensor) -> list[GeneratedImage]:
-        """As diffusers' pipelines decode: divided by the first stage's scaling factor, SDXL's spread and mean first."""
+        It runs beside the next batch: on a GPU in a stream of its own.
+        """
         vae, config = self.checkpoint.vae, self.checkpoint.vae.config
         mean, spread = (
             torch.tensor(config.get(name) or blank, device=latents.device).view(1, -1, 1, 1)
@@ -234,7 +218,10 @@ class Engine:
         pictures = vae.decode((latents * spread / config["scaling_factor"] + mean).to(vae.dtype)).sample.float()
         scaled = ((pictures / 2 + 0.5).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = scaled.permute(0, 2, 3, 1).cpu().numpy()
-        return [GeneratedImage(r, p, x) for r, p, x in zip(requests, pixels, latents.cpu().numpy(), strict=True)]
+        return [
+            GeneratedImage(r, with_the_rest_kept(r, p, key), x)
+            for r, p, x in zip(requests, pixels, latents.cpu().numpy(), strict=True)
+        ]
 
     def _unconditional(self, name: str) -> Tensor:
         """What the unconditional half hears of an adapter: zeros for base, an encoded zero picture for plus."""
@@ -247,36 +234,6 @@ class Engine:
                 self._negative[name] = torch.from_numpy(self.encoder.zero_hidden()).to(like)
         return self._negative[name]
 
-    def _text(
-        self, requests: list[GenerationRequest], key: BatchKey, guided: bool
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Text states (rows, tokens, width), unconditional rows first, and what SDXL's UNet is told besides."""
-        prompts = [r.negative_prompt for r in requests] * guided + [r.prompt for r in requests]
-        distinct = list(dict.fromkeys(prompts))
-        states, pooled = self._encoded_texts(distinct)
-        rows = torch.tensor([distinct.index(p) for p in prompts], device=states.device)
-        states = states[rows]
-        if guided and self.checkpoint.zero_empty_prompt:
-            blank = [i for i, r in enumerate(requests) if not r.negative_prompt]
-            states[blank] = 0
-            if pooled is not None:
-                pooled = pooled[rows]
-                pooled[blank] = 0
-        elif pooled is not None:
-            pooled = pooled[rows]
-        if not self.family.size_conditioned:
-            return states, None
-        assert pooled is not None
-        sizes = torch.tensor([[key.height_px, key.width_px, 0, 0, key.height_px, key.width_px]])
-        return states, {
-            "text_embeds": pooled,
-            "time_ids": sizes.repeat(len(prompts), 1).to(states.device, states.dtype),
-        }
-
-    def _encoded_texts(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-        outs = [_encode_text(part, texts, self.family.text_layer) for part in self.checkpoint.text]
-        return torch.cat([states for states, _ in outs], dim=-1), outs[-1][1]
-
 
 @contextmanager
 def _enough_memory(where: str, next_step: str) -> Iterator[None]:
@@ -285,11 +242,3 @@ def _enough_memory(where: str, next_step: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise GenerationFailed(f"the GPU ran out of memory {where}", next_step) from error
-
-
-def _encode_text(part: TextEncoder, texts: list[str], layer: int | None) -> tuple[Tensor, Tensor | None]:
-    length = min(part.tokenizer.model_max_length, part.model.config.max_position_embeddings)
-    ids = part.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    out = part.model(ids["input_ids"].to(part.model.device), output_hidden_states=layer is not None)
-    states = out.last_hidden_state if layer is None else out.hidden_states[layer]
-    return states, getattr(out, "text_embeds", None)

@@ -18,12 +18,14 @@ from ipadapter_engine.prompts import (
     ControlPrompt,
     ReferencePrompt,
     SourcePicture,
+    check_mask,
     check_name,
     check_window,
 )
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE_PX = 4096
+_PLAIN = AdapterSettings()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,9 @@ class GenerationRequest:
             )
         for name in self.scales:
             check_name("an adapter", name)
+        for name in self.settings:
+            check_name("an adapter", name)
+        self._check_regions()
         for scale in (self.scale, *self.scales.values()):
             if not (np.isfinite(scale) and scale >= 0):
                 raise RequestRefused(
@@ -94,6 +99,22 @@ class GenerationRequest:
             )
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise RequestRefused(f"{self.steps} steps cannot be taken", "ask for 1 to 1000 steps")
+        if len({lora.sha256 for lora in self.heard_loras}) < len(self.heard_loras):
+            raise RequestRefused("a LoRA is named twice", "name it once, with the sum of the strengths")
+
+    def _check_regions(self) -> None:
+        for name, mask in self.regions.items():
+            check_name("a region", name)
+            check_mask(f"the region {name!r}", mask)
+            if not mask.any():
+                raise RequestRefused(f"the region {name!r} is empty", "paint 255 where its references are to speak")
+        for reference in self.references:
+            if reference.region is not None and reference.region not in self.regions:
+                there = f"it has {', '.join(self.regions)}" if self.regions else "it has none"
+                raise RequestRefused(
+                    f"a reference names the region {reference.region!r} and the request does not: {there}",
+                    "give the region's mask in `regions`",
+                )
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -103,9 +124,18 @@ class GenerationRequest:
     def scale_of(self, adapter: str) -> float:
         return self.scale if adapter == IDENTITY else float(self.scales.get(adapter, 1.0))
 
+    def settings_of(self, adapter: str) -> AdapterSettings:
+        return self.settings.get(adapter, _PLAIN)
+
+    def window_of(self, adapter: str) -> tuple[float, float]:
+        """The share of the steps in which an adapter speaks."""
+        own = self.settings_of(adapter).window
+        return self.window if own is None else own
+
     def heard_by(self, adapter: str) -> tuple[ReferencePrompt, ...]:
         """The references that an adapter hears: at scale 0 or in an empty window none."""
-        if self.scale_of(adapter) == 0 or self.window[0] == self.window[1]:
+        start, end = self.window_of(adapter)
+        if self.scale_of(adapter) == 0 or start == end:
             return ()
         return tuple(r for r in self.references if r.adapter == adapter)
 
@@ -118,21 +148,24 @@ class GenerationRequest:
         return (*(f"controlnet {kind}" for kind in kinds), *(f"ip-adapter {name}" for name in further))
 
     @property
-    def heard_character(self) -> CharacterModel | None:
-        """Its character model, unless at strength 0, which is the plain base."""
-        return self.character if self.character is not None and self.character.strength > 0 else None
+    def heard_loras(self) -> tuple[CharacterModel, ...]:
+        """Its character model and further LoRAs, but for those at strength 0, which change nothing."""
+        own = () if self.character is None else (self.character,)
+        return tuple(lora for lora in (*own, *self.loras) if lora.strength > 0)
 
 
 @dataclass(frozen=True)
 class BatchKey:
-    """Requests that share it can be made in one batch: a character model changes the weights of all of it."""
+    """Requests that share it can be made in one batch: a LoRA changes the weights of all of it.
+
+    loras: sha256 and strength of each.
+    """
 
     width_px: int
     height_px: int
     steps: int
     scheduler: str
-    character_sha256: str | None = None
-    character_strength: float = 0.0
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

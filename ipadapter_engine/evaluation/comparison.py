@@ -114,7 +114,7 @@ def _heard(
         return (), 0.0, 0
     began = time.perf_counter()
     heard = tuple(engine.look_at(r, adapter=contestant.adapter) for r in references)
-    return heard, time.perf_counter() - began, sum(int(h.embedding.nbytes) for h in heard)
+    return heard, time.perf_counter() - began, sum(int(h.embedding.nbytes) for h in heard if h.embedding is not None)
 
 
 def _told(subject: Subject, references: Sequence[Image.Image]) -> bytes:

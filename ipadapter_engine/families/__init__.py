@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -10,6 +11,7 @@ from typing import Any
 class Family:
     """name: what settings and lineage call it. size_px: the native side of a picture.
 
+    presets: factors of an adapter's scale by the UNet's blocks, by name (`emphasis.AdapterSettings.blocks`).
     sized_by_unet: whether the native side is what the UNet's sample_size says, as its versions differ in it.
     text_layer: which hidden state of the text encoders the UNet attends to; None is the final, normalised one.
     size_conditioned: whether the UNet is told picture size and pooled text (SDXL, sec. 2.2 of its report).
@@ -26,6 +28,7 @@ class Family:
     size_conditioned: bool = False
     sized_by_unet: bool = False
     max_batch: int = 8
+    presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def sized(self, side_px: int) -> Family:
         """With the native side that a UNet says, where that decides."""

@@ -1,5 +1,6 @@
 """SDXL (Podell et al., 2023, arXiv:2307.01952)."""
 
+from ipadapter_engine.emphasis import SDXL_PRESETS
 from ipadapter_engine.families import Family
 
 SDXL = Family(
@@ -9,7 +10,8 @@ SDXL = Family(
     steps=30,
     guidance=5.0,
     scheduler="euler",
-    schedulers=("ddim", "dpmpp_2m", "euler", "unipc"),
+    schedulers=("ddim", "dpmpp_2m", "euler", "lcm", "tcd", "unipc"),
+    presets=SDXL_PRESETS,
     text_layer=-2,
     size_conditioned=True,
     max_batch=4,

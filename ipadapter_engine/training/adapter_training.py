@@ -202,7 +202,7 @@ class _Course:
             tokens = self.adapter.projection(references)
             blank = torch.zeros(tokens.shape[:2], device=self.device)
             prompt = ImagePrompt(tokens, blank, torch.ones(len(x), device=self.device))
-            with self.installed.slot.holding(Conditioning(prompt, reuse=False)):
+            with self.installed.slot.holding(Conditioning([prompt], reuse=False)):
                 guess = unet(
                     latents, t, encoder_hidden_states=text.states,
                     added_cond_kwargs=text.added(drawn.sizes[rows]),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.pipeline import Engine
 from tests.ipadapter_engine import tiny_checkpoints as tiny
+
+PIPELINES = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,28 @@ class Engines:
 @pytest.fixture(scope="session")
 def engines(checkpoints: Checkpoints) -> Engines:
     return Engines(checkpoints)
+
+
+@pytest.fixture(scope="session")
+def pipeline_of(checkpoints: Checkpoints) -> Callable[[str, str | None], Any]:
+    made: dict[tuple[str, str | None], Any] = {}
+
+    def open_pipeline(layout: str, variant: str | None) -> Any:
+        if (layout, variant) not in made:
+            pipe = PIPELINES[layout].from_pretrained(checkpoints.folders[layout], local_files_only=True)
+            if variant is not None:
+                file, clip = checkpoints.adapters[layout, variant], checkpoints.encoder.parent
+                pipe.register_modules(
+                    feature_extractor=CLIPImageProcessorPil.from_pretrained(clip / "feature_extractor")
+                )
+                pipe.load_ip_adapter(
+                    str(file.parent), subfolder="", weight_name=file.name, image_encoder_folder=str(checkpoints.encoder)
+                )
+            pipe.set_progress_bar_config(disable=True)
+            made[layout, variant] = pipe
+        return made[layout, variant]
+
+    return open_pipeline
 
 
 @pytest.fixture(scope="session")

@@ -9,40 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ipadapter_engine.pipeline import SCHEDULERS, Engine
+from ipadapter_engine.denoising import SCHEDULERS
+from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import GeneratedImage, GenerationRequest
-from tests.ipadapter_engine.conftest import Checkpoints, Engines
+from tests.ipadapter_engine.conftest import Engines
 
 TOLERANCE = 1e-4
 CASES = [("sd15", None), ("sd15", "base"), ("sd15", "plus"), ("sdxl", None), ("sdxl", "base"), ("sdxl", "plus")]
-PIPELINES = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 SIZES = {"sd15": (64, 48), "sdxl": (32, 40)}
-
-
-@pytest.fixture(scope="module")
-def pipeline_of(checkpoints: Checkpoints) -> Callable[[str, str | None], Any]:
-    made: dict[tuple[str, str | None], Any] = {}
-
-    def open_pipeline(layout: str, variant: str | None) -> Any:
-        if (layout, variant) not in made:
-            pipe = PIPELINES[layout].from_pretrained(checkpoints.folders[layout], local_files_only=True)
-            if variant is not None:
-                file, clip = checkpoints.adapters[layout, variant], checkpoints.encoder.parent
-                pipe.register_modules(
-                    feature_extractor=CLIPImageProcessorPil.from_pretrained(clip / "feature_extractor")
-                )
-                pipe.load_ip_adapter(
-                    str(file.parent), subfolder="", weight_name=file.name, image_encoder_folder=str(checkpoints.encoder)
-                )
-            pipe.set_progress_bar_config(disable=True)
-            made[layout, variant] = pipe
-        return made[layout, variant]
-
-    return open_pipeline
 
 
 def latents_of_diffusers(
@@ -66,19 +42,13 @@ def latents_of_diffusers(
                 height=key.height_px,
                 num_inference_steps=key.steps,
                 guidance_scale=engine.family.guidance if request.guidance is None else request.guidance,
-                latents=noise_of(request, engine),
+                generator=torch.Generator().manual_seed(request.seed),  # LCM and TCD draw from it on every step, too
                 output_type="latent",
                 **kwargs,
             )
     finally:
         pipe.scheduler = before
     return np.asarray(out.images[0])
-
-
-def noise_of(request: GenerationRequest, engine: Engine) -> torch.Tensor:
-    key, stride = engine.batch_key(request), engine.checkpoint.stride
-    shape = (1, 4, key.height_px // stride, key.width_px // stride)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(request.seed))
 
 
 def request_for(layout: str, references: tuple[Any, ...], **changes: Any) -> GenerationRequest:
