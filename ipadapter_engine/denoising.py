@@ -57,7 +57,7 @@ class _Lane:
 
     def __init__(self, rows: list[int], start: int, scheduler: Any) -> None:
         self.rows, self.start, self.scheduler = rows, start, scheduler
-        if start:
+        if hasattr(scheduler, "set_begin_index"):  # DDIM and TCD count by timesteps alone
             scheduler.set_begin_index(start)
 
 

@@ -120,6 +120,8 @@ def sources_of(
         small = F.interpolate(mask[None, None], size=(height, width))[0]
         if shown is None:
             repainted[i] = small.to(device)
+            if isinstance(checkpoint.vae, AutoencoderKL):  # where diffusers samples the masked picture, unused
+                torch.randn(channels, height, width, generator=generators[i])
         else:
             masked = _encoded(checkpoint, _pixels(source.picture, key) * (mask < 0.5), generators[i])
             shown[i] = torch.cat([small.to(device), masked])

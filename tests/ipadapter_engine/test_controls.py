@@ -254,7 +254,7 @@ def test_a_control_net_runs_on_the_rows_and_steps_that_hear_it_only(steered: dic
     first, last = control(window=(0.0, 0.25)), control(seed=51, window=(0.75, 1.0))
     with rows_of(net.model.conv_in) as calls:
         steered["sd15"].generate([request_for(first), request_for(), request_for(last), request_for()])
-    assert calls == [4, 4]  # two of four rows, both halves of guidance; two of four steps
+    assert calls == [2, 2]  # one of four rows, both halves of guidance, at the first step and another at the last
     with rows_of(net.model.conv_in) as calls:
         steered["sd15"].generate([request_for(control("pose"), control(strength=0.0), control(window=(0.5, 0.5)))])
     assert calls == []
@@ -294,12 +294,13 @@ def test_a_picture_of_another_shape_is_refused(steered: dict[str, Engine]) -> No
 def test_a_shape_may_be_a_tenth_off(width: int, fits: bool) -> None:
     prompt = ControlPrompt(np.zeros((100, width, 3), np.uint8), "edges")
     if fits:
-        check_shape(prompt, 64, 64)
+        check_shape("it", prompt.picture.shape[:2], 64, 64)
         assert fitted(prompt, 64, 64).shape == (64, 64, 3)
     else:
-        for ask in (check_shape, fitted):
-            with pytest.raises(RequestRefused):
-                ask(prompt, 64, 64)
+        with pytest.raises(RequestRefused):
+            check_shape("it", prompt.picture.shape[:2], 64, 64)
+        with pytest.raises(RequestRefused):
+            fitted(prompt, 64, 64)
 
 
 @pytest.mark.parametrize(
