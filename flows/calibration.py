@@ -191,6 +191,9 @@ def threshold_from(evidence: Evidence) -> Threshold:
 def store_calibrations(name: str | None, *, brand: str | None, by: str) -> list[dict[str, Any]]:
     """`onmodel calibrate`: calibrate one character, or all with name None, and store what is new."""
     with open_store() as store:
+        with store.database.transaction() as session:  # nobody waits for the engine to hear of a name that there is not
+            if name is not None:
+                libraries.find_character(session, name, brand)
         encoder, today = engine(store.settings).encoder.sha256, datetime.now(UTC).date()
         with store.database.transaction() as session:
             if name is not None:

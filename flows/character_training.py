@@ -53,6 +53,8 @@ def plan_training(
     store: Store, character: str, references: list[str] | None, settings: dict[str, Any]
 ) -> tuple[CharacterPlan, dict[str, Any] | None]:
     """Choose the references, and find the model if this very training was done before. Reads only."""
+    with store.database.transaction() as session:  # nobody waits for the engine to hear of a name that there is not
+        libraries.find_character(session, character)
     made = engine(store.settings)
     wanted = character_settings(settings, made)
     with store.database.transaction() as session:

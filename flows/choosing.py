@@ -286,6 +286,8 @@ def _hash_of(store: Store, sha256: str) -> int:
 def list_references(name: str, *, brand: str | None, prompt: str) -> dict[str, Any]:
     """`onmodel references`: the ranking of a character's library for a prompt, with the reasons."""
     with open_store() as store:
+        with store.database.transaction() as session:  # nobody waits for the engine to hear of a name that there is not
+            libraries.find_character(session, name, brand)
         made, tower = engine(store.settings), text_tower(store.settings)
         text = tower.texts([prompt])[0] if tower is not None and prompt else None
         with store.database.transaction() as session:

@@ -21,7 +21,7 @@ from asset_store.repositories import jobs as job_table
 from asset_store.repositories import libraries, presets, runs
 from asset_store.repositories.jobs import NewJob
 from asset_store.retention import name_blobs
-from asset_store.tables import Asset, AssetVersion, Campaign, Character, Job, JobState, Preset
+from asset_store.tables import Asset, AssetVersion, Brand, Campaign, Character, Job, JobState, Preset
 from flows import recipe_keys, recipes
 from flows.brief import Brief, Making, Shot
 from flows.candidates import check_comparable
@@ -104,13 +104,14 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
     cannot). Pictures are read and compared between two short transactions; rights are asked for again by whoever makes
     the jobs.
     """
+    with store.database.transaction() as session:  # nobody waits for the engine to hear of a name that there is not
+        _named_in(session, brief)
     made, tower = engine(store.settings), text_tower(store.settings)
     today = datetime.now(UTC).date()
     makings = {shot.name: merged(brief.defaults, shot) for shot in brief.shots}
     controls = [c for making in makings.values() for c in making.controls or ()]
     with store.database.transaction() as session:
-        brand = libraries.get_brand(session, brief.brand)
-        characters = {s.character: libraries.get_character(session, brand, s.character) for s in brief.shots}
+        brand, characters = _named_in(session, brief)
         reader = ControlReader(store, made, brand, today, folder)
         sources = reader.sources(session, controls)
         choosing = {s.character for s in brief.shots if chooses(s, makings[s.name])}
@@ -153,6 +154,13 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
     sha256 = sha256_of(brief.model_dump(mode="json"))
     told, left_out = {n: p.told for n, p in picked.items()}, {n: p.left_out for n, p in picked.items()}
     return CampaignPlan(brief, sha256, tuple(planned), told, len(done), cost, to_draw, left_out, conditions)
+
+
+def _named_in(session: Session, brief: Brief) -> tuple[Brand, dict[str, Character]]:
+    """The brand and the characters of a brief, by their names."""
+    brand = libraries.get_brand(session, brief.brand)
+    names = dict.fromkeys(shot.character for shot in brief.shots)
+    return brand, {name: libraries.get_character(session, brand, name) for name in names}
 
 
 def _preset(session: Session, made: Engine, character: Character, making: Making) -> Preset | None:

@@ -238,8 +238,10 @@ def list_presets(name: str | None, brand: str | None) -> list[dict[str, Any]]:
     the newest of those that met their target."""
     with open_store() as store, store.database.transaction() as session:
         ids = None if name is None else [libraries.find_character(session, name, brand).id]
+        if not (rows := presets.presets(session, ids)):
+            return []  # without the engine, which says only which of them are in use
         loaded, seen, out = recipes.models_sha256(engine(store.settings)), set(), []
-        for row, character in presets.presets(session, ids):
+        for row, character in rows:
             place, met = (character.id, row.models_sha256), row.target.get("met") is True
             used = met and place not in seen and row.models_sha256 == loaded
             seen |= {place} if met else set()

@@ -77,6 +77,8 @@ def plan_tuning(
         raise StoreError(f"{seeds} seeds cannot be tried", f"Give a number of seeds from 1 to {MOST_SEEDS}.")
     if share is not None and not 0 <= share <= 1:
         raise StoreError(f"{share:g} is no share of the text-only figure", "Give a share from 0 to 1.")
+    with store.database.transaction() as session:  # nobody waits for the engine to hear of a name that there is not
+        libraries.find_character(session, name, brand)
     made, tower = engine(store.settings), text_tower(store.settings)
     with store.database.transaction() as session:
         character = libraries.find_character(session, name, brand)

@@ -49,12 +49,12 @@ def calibrate(
 ) -> None:
     """Find out on the library how alike a picture must be to count as a character, and store it."""
     with speaking():
-        from flows.calibration import store_calibrations
-        from flows.wiring import os_user
-
         if (character is None) != all_:
             err.print("[bold red]Error:[/] which character is not said\n[dim]→[/] Give one name, or --all.")
             raise typer.Exit(Exit.INVALID)
+        from flows.calibration import store_calibrations
+        from flows.wiring import os_user
+
         told = store_calibrations(character, brand=brand, by=by or os_user())
         if json:
             emit(told)
@@ -87,6 +87,9 @@ def tune(
 ) -> None:
     """Search the adapter scale that makes a character most itself while the words are followed; store it as a preset."""
     with speaking():
+        if character is None and not list_:
+            err.print("[bold red]Error:[/] which character is not said\n[dim]→[/] Give a name, or --list.")
+            raise typer.Exit(Exit.INVALID)
         from flows.tuning import curve_png, list_presets, tune_character
         from flows.wiring import open_store, os_user
 
@@ -94,9 +97,7 @@ def tune(
             found = list_presets(character, brand)
             emit(found) if json else _show_presets(found)
             return
-        if character is None:
-            err.print("[bold red]Error:[/] which character is not said\n[dim]→[/] Give a name, or --list.")
-            raise typer.Exit(Exit.INVALID)
+        assert character is not None
         with open_store(), bars(quiet=json):
             told = asyncio.run(
                 tune_character(character, brand, by or os_user(), prompt, seeds, share, windows, workers)

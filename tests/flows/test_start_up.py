@@ -11,8 +11,9 @@ from tests.studio_home import ROOT, SMALL_BRIEF, Home
 ENGINE = ("torch", "diffusers", "transformers", "peft", "accelerate")
 QUESTIONS = (
     "review list", "runs list", "train list", "people list", "keys list", "subscriptions list", "audit verify", "gc",
-    "release --to delivered", "campaign run --help",
+    "release --to delivered", "campaign run --help", "tune --list",
 )  # fmt: skip
+UNKNOWN_NAMES = ("references Popeye", "calibrate Popeye", "tune --list Popeye", "campaign run --dry-run brief.yaml")
 
 
 def after(program: str, *arguments: str) -> tuple[list[str], list[str]]:
@@ -44,13 +45,17 @@ def test_the_api_with_the_pages_loads_no_engine() -> None:
     assert not after("import studio.api.app, flows.starting, flows.telling")[1]
 
 
-def test_questions_are_answered_without_the_engine(home: Home) -> None:
+def test_questions_and_names_that_there_are_not_are_answered_without_the_engine(home: Home) -> None:
+    brief = home.brief(SMALL_BRIEF)
+    wrong = [words.replace(brief.name, str(brief)) for words in UNKNOWN_NAMES]
     program = (
         "import sys; from typer.testing import CliRunner; from studio.cli.app import app, load_commands; load_commands(); "
         "print(*[CliRunner().invoke(app, words.split()).exit_code for words in sys.argv[1:]])"
     )
-    printed, loaded = after(program, *QUESTIONS)
-    assert dict(zip(QUESTIONS, printed[0].split(), strict=True)) == dict.fromkeys(QUESTIONS, "0")
+    printed, loaded = after(program, *QUESTIONS, *wrong)
+    codes = printed[0].split()
+    assert dict(zip(QUESTIONS, codes, strict=False)) == dict.fromkeys(QUESTIONS, "0")
+    assert dict(zip(UNKNOWN_NAMES, codes[len(QUESTIONS) :], strict=True)) == dict.fromkeys(UNKNOWN_NAMES, "1")
     assert not loaded
 
 
