@@ -17,6 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.hashing import sha256_of_weights
+from ipadapter_engine.preprocessing import Preprocessing
 from ipadapter_engine.weights import load_model, read_config
 
 _PREPROCESSING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
@@ -40,6 +41,7 @@ class ImageEncoder:
         self.model, self.processor, self.name, self.weights_sha256 = model, processor, name, weights_sha256
         config = processor.to_dict()
         self.preprocessing: dict[str, Any] = {k: _plain(config[k]) for k in _PREPROCESSING if k in config}
+        self._preprocess = Preprocessing(processor)
         identity = json.dumps([weights_sha256, self.preprocessing], sort_keys=True, separators=(",", ":"))
         self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
 
@@ -79,7 +81,7 @@ class ImageEncoder:
 
     def prepare(self, picture: Image.Image) -> np.ndarray:
         """What the model sees of a picture: float32 (3, side, side), resized, cropped and normalised. Thread-safe."""
-        return np.asarray(self.processor(images=picture.convert("RGB"), return_tensors="np")["pixel_values"][0])
+        return self._preprocess(picture.convert("RGB"))
 
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[np.ndarray], *, hidden: bool = False) -> list[EncodedPicture]:
