@@ -1,103 +1,84 @@
 """The adapter as a module: an image projection and the key and value layers, in the official file layout.
 
-A file holds `image_proj.*` and `ip_adapter.{n}.to_k_ip.weight`, `…to_v_ip.weight` (github tencent-ailab/IP-Adapter).
-`base` projects the pooled CLIP embedding to 4 tokens; `plus` resamples the hidden states of the last layer but one.
+A file holds `image_proj.*` and `ip_adapter.{n}.to_k_ip.weight`, `…to_v_ip.weight` (github tencent-ailab/IP-Adapter); those
+of FaceID also `ip_adapter.{n}.to_q_lora.down.weight` and so on, a LoRA on the attention layers that was trained with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ipadapter_engine.adapter_layouts import official_parts
 from ipadapter_engine.attention import ImageKeyValue, layer_sizes
 from ipadapter_engine.errors import CheckpointRefused
-
-
-class BaseProjection(nn.Module):
-    """Pooled embedding (n, embed) -> (n, tokens, dim); sec. 3.2.1 of the paper."""
-
-    def __init__(self, embed: int, dim: int, tokens: int = 4) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.proj = nn.Linear(embed, tokens * dim)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
-
-
-class _PerceiverAttention(nn.Module):
-    """Latents (n, t, dim) attend to the picture's features and to themselves (Flamingo, Alayrac et al., 2022)."""
-
-    def __init__(self, dim: int, head_dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, head_dim * heads, bias=False)
-        self.to_kv = nn.Linear(dim, head_dim * heads * 2, bias=False)
-        self.to_out = nn.Linear(head_dim * heads, dim, bias=False)
-
-    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
-        features, latents = self.norm1(features), self.norm2(latents)
-        q = self.to_q(latents)
-        k, v = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
-
-
-class PlusProjection(nn.Module):
-    """Hidden states (n, patches + 1, embed) -> (n, tokens, dim): the resampler of IP-Adapter Plus."""
-
-    def __init__(
-        self, embed: int, dim: int, *, tokens: int, width: int, depth: int, head_dim: int, heads: int, ff: int
-    ) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.latents = nn.Parameter(torch.randn(1, tokens, width) / width**0.5)
-        self.proj_in, self.proj_out = nn.Linear(embed, width), nn.Linear(width, dim)
-        self.norm_out = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList()
-        for _ in range(depth):
-            feed = nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, ff, bias=False), nn.GELU(), nn.Linear(ff, width, bias=False)
-            )
-            self.layers.append(nn.ModuleList([_PerceiverAttention(width, head_dim, heads), feed]))
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        features = self.proj_in(embedding)
-        latents = self.latents.expand(features.shape[0], -1, -1)
-        for layer in self.layers:
-            attend, feed = layer.children()
-            latents = attend(features, latents) + latents
-            latents = feed(latents) + latents
-        return self.norm_out(self.proj_out(latents))
+from ipadapter_engine.projections import BaseProjection, PlusProjection, Projection, Reads, projection_of
 
 
 class Adapter(nn.Module):
-    """A projection and, by official layer number, the key and value layers."""
+    """A projection and, by official layer number, the key and value layers.
+
+    variant: base (light as well), plus (plus-face as well), full-face, faceid, faceid plus, faceid plus v2 or
+        faceid portrait.
+    lora: of FaceID files, the LoRA that belongs to it, by official key; the UNet draws with it where the adapter speaks.
+    """
+
+    projection: Projection
 
     def __init__(
-        self, variant: str, projection: BaseProjection | PlusProjection, layers: dict[int, ImageKeyValue]
+        self,
+        variant: str,
+        projection: Projection,
+        layers: dict[int, ImageKeyValue],
+        lora: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.variant, self.projection = variant, projection
+        self.variant, self.projection, self.lora = variant, projection, dict(lora or {})
         self.layers = nn.ModuleDict({str(n): layer for n, layer in layers.items()})
 
     @property
+    def reads(self) -> Reads:
+        return self.projection.reads
+
+    @property
     def pooled(self) -> bool:
-        """Whether a reference is a pooled embedding (embed,) or hidden states (patches + 1, embed)."""
-        return self.variant == "base"
+        """Whether a reference is one vector, a pooled embedding or a face, and not hidden states."""
+        return self.reads.kind in ("pooled", "face")
 
     @property
     def embed_dim(self) -> int:
-        """The size of the encoder output that the adapter was trained on."""
-        if isinstance(self.projection, BaseProjection):
-            return self.projection.proj.in_features
-        return self.projection.proj_in.in_features
+        """The numbers of that vector, or of each hidden state."""
+        return self.reads.embed or self.reads.face
+
+    def project(self, embeddings: Tensor, faces: Tensor | None = None) -> Tensor:
+        """What references say as image tokens (n, tokens, dim).
+
+        embeddings (n, embed), (n, patches + 1, embed) or, of adapters that read a face alone, (n, face).
+        faces (n, face): for those that read both.
+        """
+        if self.reads.kind != "face_and_hidden":
+            return self.projection(embeddings)
+        if faces is None:
+            raise ValueError(f"a {self.variant} adapter projects hidden states together with faces")
+        return self.projection(embeddings, faces)
+
+    def nothing(self, zero_hidden: Callable[[], np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        """What the unconditional half is told, an embedding and for those that read both a face, as `project` takes them.
+
+        zero_hidden: gives the hidden states of zero pixels; called by adapters that read hidden states only.
+        """
+        like = next(self.parameters())
+        face = torch.zeros(self.reads.face, device=like.device, dtype=like.dtype) if self.reads.face else None
+        if self.reads.kind == "face":
+            assert face is not None
+            return face, None
+        if self.reads.nothing == "zeros":
+            return torch.zeros(self.reads.embed, device=like.device, dtype=like.dtype), None
+        return torch.from_numpy(zero_hidden()).to(like), face
 
     def by_number(self) -> dict[int, ImageKeyValue]:
         return {int(n): layer for n, layer in self.layers.items()}  # type: ignore[misc]
@@ -106,7 +87,26 @@ class Adapter(nn.Module):
         """The flat key layout of a safetensors adapter file."""
         state = {f"image_proj.{k}": v for k, v in self.projection.state_dict().items()}
         state |= {f"ip_adapter.{k}": v for k, v in self.layers.state_dict().items()}
-        return state
+        return state | {f"ip_adapter.{k}": v for k, v in self.lora.items()}
+
+    def lora_layers(self, unet: UNet2DConditionModel) -> dict[str, Tensor]:
+        """Its LoRA by peft's names, `<layer of the UNet>.lora_A.weight` and `…lora_B.weight`; empty without one.
+
+        Its alpha is its rank: what it adds is up(down(x)), at full strength, as the authors and diffusers apply it.
+        """
+        sides = {"down": "lora_A", "up": "lora_B"}
+        named = {}
+        for key, value in self.lora.items():
+            number, part, side, _ = key.split(".")
+            named[f"{_lora_layer(unet, number, part)}.{sides[side]}.weight"] = value
+        return named
+
+
+def _lora_layer(unet: UNet2DConditionModel, number: str, part: str) -> str:
+    """The path of the layer that a part such as `to_q_lora` of an attention layer adds to."""
+    attn = list(unet.attn_processors)[int(number)].removesuffix(".processor")
+    name = part.removesuffix("_lora")
+    return f"{attn}.{name}.0" if name == "to_out" else f"{attn}.{name}"
 
 
 def new_base_adapter(unet: UNet2DConditionModel, embed: int, tokens: int = 4) -> Adapter:
@@ -140,24 +140,22 @@ def _copied_layers(unet: UNet2DConditionModel) -> dict[int, ImageKeyValue]:
     return layers
 
 
-def adapter_from_state(state: Mapping[str, Tensor], unet: UNet2DConditionModel, *, file: str) -> Adapter:
-    """Build the adapter that a file in the official layout holds, and check that it fits `unet`.
+def adapter_from_state(
+    state: Mapping[str, Tensor], unet: UNet2DConditionModel, *, file: str, sha256: str = ""
+) -> Adapter:
+    """Build the adapter that a file holds in one of the known layouts, and check that it fits `unet`.
 
+    file, sha256: the file's name and hash, which tell what its weights do not, see `projection_of`.
     Raises CheckpointRefused, naming the file, what was found, what was expected and what to load instead.
     """
-    proj = {k.removeprefix("image_proj."): v for k, v in state.items() if k.startswith("image_proj.")}
-    kv = {k.removeprefix("ip_adapter."): v for k, v in state.items() if k.startswith("ip_adapter.")}
-    if not proj or not kv:
-        missing = "image_proj" if not proj else "ip_adapter"
-        raise CheckpointRefused(
-            f"{file} is not an IP-Adapter file: it has no {missing} keys",
-            "save the adapter with its image_proj and ip_adapter parts, or name another file",
-        )
-    _check_variant(proj, file)
+    proj, layers = official_parts(state, unet, file=file)
+    lora = {k: v for k, v in layers.items() if "_lora." in k}
+    kv = {k: v for k, v in layers.items() if k not in lora}
     sizes = layer_sizes(unet)
     _check_layers(kv, sizes, file)
-    projection, variant = _projection(proj, next(iter(sizes.values()))[0], file)
-    adapter = Adapter(variant, projection, {n: ImageKeyValue(*size) for n, size in sizes.items()})
+    variant, projection = projection_of(proj, next(iter(sizes.values()))[0], file=file, sha256=sha256)
+    _check_lora(lora, unet, file)
+    adapter = Adapter(variant, projection, {n: ImageKeyValue(*size) for n, size in sizes.items()}, lora)
     try:
         adapter.projection.load_state_dict(proj)
         adapter.layers.load_state_dict(kv)
@@ -170,9 +168,8 @@ def adapter_from_state(state: Mapping[str, Tensor], unet: UNet2DConditionModel, 
 
 
 def _check_layers(kv: Mapping[str, Tensor], sizes: dict[int, tuple[int, int]], file: str) -> None:
-    names = {k.split(".")[0] for k in kv}
-    found = {int(n) for n in names if n.isdecimal()}
-    if found != set(sizes) or len(names) != len(found):
+    found = {k.split(".")[0] for k in kv}
+    if found != {str(n) for n in sizes}:
         kinds = {16: "Stable Diffusion 1.5", 70: "SDXL"}
         raise CheckpointRefused(
             f"{file} was made for another base: it has {len(found)} attention layers"
@@ -190,55 +187,21 @@ def _check_layers(kv: Mapping[str, Tensor], sizes: dict[int, tuple[int, int]], f
             )
 
 
-def _check_variant(proj: Mapping[str, Tensor], file: str) -> None:
-    """Tell the variants apart by their keys, as the authors' and diffusers' loaders do."""
-    if {"proj.weight", "proj.bias", "norm.weight"} <= set(proj) or {"latents", "layers.0.0.to_q.weight"} <= set(proj):
-        return
-    if "proj.3.weight" in proj:
-        kind = "full-face"
-    elif any(k.startswith("perceiver_resampler.") for k in proj):
-        kind = "FaceID Plus"
-    elif "norm.weight" in proj:
-        kind = "FaceID"
-    else:
-        kind = "unknown"
-    raise CheckpointRefused(
-        f"{file} is an IP-Adapter of a variant that is not supported ({kind})",
-        "load a base or plus adapter file for this base model",
-    )
-
-
-def _projection(proj: Mapping[str, Tensor], dim: int, file: str) -> tuple[BaseProjection | PlusProjection, str]:
-    try:
-        projection, width = _base(proj, dim) if "proj.weight" in proj else _plus(proj, dim)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointRefused(
-            f"{file} has a damaged image projection: {error}", "use an unmodified adapter file"
-        ) from None
-    if width % dim or (isinstance(projection, PlusProjection) and width != dim):
-        raise CheckpointRefused(
-            f"{file} projects to {width} numbers, this base needs tokens of {dim}",
-            "load the adapter file that was trained for this base model",
-        )
-    return projection, "base" if isinstance(projection, BaseProjection) else "plus"
-
-
-def _base(proj: Mapping[str, Tensor], dim: int) -> tuple[BaseProjection, int]:
-    rows, embed = proj["proj.weight"].shape
-    return BaseProjection(embed, dim, rows // dim), rows
-
-
-def _plus(proj: Mapping[str, Tensor], dim: int) -> tuple[PlusProjection, int]:
-    _, tokens, width = proj["latents"].shape
-    inner = proj["layers.0.0.to_q.weight"].shape[0]
-    projection = PlusProjection(
-        proj["proj_in.weight"].shape[1],
-        dim,
-        tokens=tokens,
-        width=width,
-        depth=len({k.split(".")[1] for k in proj if k.startswith("layers.")}),
-        head_dim=64 if inner % 64 == 0 else inner,
-        heads=max(1, inner // 64),
-        ff=proj["layers.0.1.1.weight"].shape[0],
-    )
-    return projection, proj["proj_out.weight"].shape[0]
+def _check_lora(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, file: str) -> None:
+    """Every part is a pair (rank, in) and (out, rank) that fits its layer."""
+    numbers = {str(n) for n in range(len(unet.attn_processors))}
+    for part in sorted({k.removesuffix(".down.weight").removesuffix(".up.weight") for k in lora}):
+        number, _, name = part.removesuffix("_lora").partition(".")
+        down, up = (lora.get(f"{part}.{side}.weight") for side in ("down", "up"))
+        fits = number in numbers and name in ("to_q", "to_k", "to_v", "to_out") and down is not None and up is not None
+        if fits:
+            assert down is not None
+            assert up is not None
+            layer = unet.get_submodule(_lora_layer(unet, number, name))
+            paired = down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1]
+            fits = paired and (up.shape[0], down.shape[1]) == tuple(layer.weight.shape)
+        if not fits:
+            raise CheckpointRefused(
+                f"{file} has a LoRA that does not fit this base: {part} has no layer of its size here",
+                "load the adapter file that was trained for this base model",
+            )

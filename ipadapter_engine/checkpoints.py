@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ipadapter_engine.adapter import Adapter, adapter_from_state
+from ipadapter_engine.adapter_encoders import check_encoder
+from ipadapter_engine.adapter_layouts import adapter_file, flat_state
 from ipadapter_engine.controlnets import ControlNet, open_control_net
 from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
@@ -163,12 +165,15 @@ def _add_adapters(made: Checkpoint, paths: CheckpointPaths, licence: str, *, dev
             "the identity adapter is given among those beside it", "set it as ONMODEL_ENGINE__ADAPTER alone"
         )
     files = ({IDENTITY: paths.adapter} if paths.adapter is not None else {}) | dict(paths.adapters)
-    for name, file in files.items():
-        adapter = adapter_from_state(read_adapter_file(file), made.unet, file=file.name)
-        _check_encoder(file, adapter, made.encoder)
+    for name, path in files.items():
+        file = adapter_file(path)
+        told = file.name if file == path else f"{path.name}/{file.name}"
+        state, sha256 = read_adapter_file(file), sha256_of_file(file)
+        adapter = adapter_from_state(state, made.unet, file=told, sha256=sha256)
+        check_encoder(file, adapter, made.encoder)
         adapter = adapter.to(device, dtype).eval()
         role = "ip-adapter" if name == IDENTITY else f"ip-adapter {name}"
-        model = ModelHash(role, file.name, sha256_of_file(file), _licence(file, paths.base, licence))
+        model = ModelHash(role, told, sha256, _licence(file, paths.base, licence))
         if name == IDENTITY:
             made.adapter, made.models = adapter, (*made.models, model)
         else:
@@ -221,13 +226,7 @@ def read_adapter_file(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(nested, dict):
         raise CheckpointRefused(f"{path.name} holds no dictionary of weights", "use an unmodified adapter file")
-    flat: dict[str, Tensor] = {}
-    for part, value in nested.items():
-        if isinstance(value, dict):
-            flat |= {f"{part}.{k}": v for k, v in value.items() if isinstance(v, Tensor)}
-        elif isinstance(value, Tensor):
-            flat[part] = value
-    return flat
+    return flat_state(nested)
 
 
 def _name(base: Path, index: dict[str, Any]) -> str:
@@ -297,20 +296,4 @@ def _check_text(base: Path, family: Family, unet: UNet2DConditionModel, text: li
         raise CheckpointRefused(
             f"the UNet in {base} attends to text of width {unet.config['cross_attention_dim']}, its text encoders give {width}",
             f"use the text encoders that {family.title} was trained with",
-        )
-
-
-def _check_encoder(file: Path, adapter: Adapter, encoder: ImageEncoder | None) -> None:
-    known = {1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14 (pooled) or ViT-H/14 (hidden states)"}
-    need = known.get(adapter.embed_dim, f"an encoder with {adapter.embed_dim} numbers a picture")
-    if encoder is None:
-        raise CheckpointRefused(
-            f"{file.name} needs an image encoder and none is given", f"set ONMODEL_ENGINE__ENCODER to {need}"
-        )
-    given = encoder.dim if adapter.pooled else encoder.hidden_dim
-    if given != adapter.embed_dim:
-        kind = "pooled embeddings" if adapter.pooled else "hidden states"
-        raise CheckpointRefused(
-            f"{file.name} was trained on {kind} of {adapter.embed_dim} numbers, the encoder {encoder.name} gives {given}",
-            f"load {need} as the image encoder",
         )

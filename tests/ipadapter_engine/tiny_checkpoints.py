@@ -187,7 +187,7 @@ def write_character(
         targets = ["to_q", "to_k", "to_v", "to_out.0"] if name == "unet" else ["q_proj", "v_proj"]
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **settings)
         inject_adapter_in_model(config, model)
-        draw = _Draw(seed)
+        draw = Draw(seed)
         weights = {k: draw(*v.shape) for k, v in sorted(get_peft_model_state_dict(model).items())}
         parts[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(weights)
         parts[f"{name}_lora_adapter_metadata"] = config.to_dict()
@@ -217,8 +217,8 @@ def base_adapter_state(
     unet: UNet2DConditionModel, *, embed: int = EMBED, seed: int = 11
 ) -> dict[str, dict[str, Tensor]]:
     """A base adapter: the pooled embedding becomes four tokens."""
-    dim, draw = unet.config["cross_attention_dim"], _Draw(seed)
-    proj = {"proj.weight": draw(4 * dim, embed), "proj.bias": draw(4 * dim), **_norm("norm", dim, draw)}
+    dim, draw = unet.config["cross_attention_dim"], Draw(seed)
+    proj = {"proj.weight": draw(4 * dim, embed), "proj.bias": draw(4 * dim), **norm("norm", dim, draw)}
     return {"image_proj": proj, "ip_adapter": key_values(unet, draw)}
 
 
@@ -226,27 +226,32 @@ def plus_adapter_state(
     unet: UNet2DConditionModel, *, hidden: int = HIDDEN, seed: int = 12
 ) -> dict[str, dict[str, Tensor]]:
     """A plus adapter: a resampler of four layers, two heads of 64 and eight tokens, as diffusers can read it."""
-    dim, draw, width = unet.config["cross_attention_dim"], _Draw(seed), 48
+    dim, draw, width = unet.config["cross_attention_dim"], Draw(seed), 48
+    proj = {"latents": draw(1, 8, width), **resampler(draw, hidden, width, dim)}
+    return {"image_proj": proj, "ip_adapter": key_values(unet, draw)}
+
+
+def resampler(draw: Draw, hidden: int, width: int, dim: int) -> dict[str, Tensor]:
+    """A resampler's weights by the authors' names, without its latents."""
     proj = {
-        "latents": draw(1, 8, width),
         "proj_in.weight": draw(width, hidden),
         "proj_in.bias": draw(width),
         "proj_out.weight": draw(dim, width),
         "proj_out.bias": draw(dim),
-        **_norm("norm_out", dim, draw),
+        **norm("norm_out", dim, draw),
     }
     for i in range(4):
-        proj |= {**_norm(f"layers.{i}.0.norm1", width, draw), **_norm(f"layers.{i}.0.norm2", width, draw)}
+        proj |= {**norm(f"layers.{i}.0.norm1", width, draw), **norm(f"layers.{i}.0.norm2", width, draw)}
         proj[f"layers.{i}.0.to_q.weight"] = draw(128, width)
         proj[f"layers.{i}.0.to_kv.weight"] = draw(256, width)
         proj[f"layers.{i}.0.to_out.weight"] = draw(width, 128)
-        proj |= _norm(f"layers.{i}.1.0", width, draw)
+        proj |= norm(f"layers.{i}.1.0", width, draw)
         proj[f"layers.{i}.1.1.weight"] = draw(4 * width, width)
         proj[f"layers.{i}.1.3.weight"] = draw(width, 4 * width)
-    return {"image_proj": proj, "ip_adapter": key_values(unet, draw)}
+    return proj
 
 
-def key_values(unet: UNet2DConditionModel, draw: _Draw) -> dict[str, Tensor]:
+def key_values(unet: UNet2DConditionModel, draw: Draw) -> dict[str, Tensor]:
     """The authors' numbering: every attention layer counts, down, up, mid; the odd ones attend to text."""
     state, number = {}, 1
     for part in ("down_blocks", "up_blocks", "mid_block"):
@@ -290,7 +295,7 @@ def change_json(file: Path, **values: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-class _Draw:
+class Draw:
     """Normal weights with the spread that keeps signals near one through a layer; the same for the same seed."""
 
     def __init__(self, seed: int) -> None:
@@ -301,7 +306,7 @@ class _Draw:
         return torch.randn(shape, generator=self._random) * (1.0 / math.sqrt(fan_in))
 
 
-def _norm(name: str, width: int, draw: _Draw) -> dict[str, Tensor]:
+def norm(name: str, width: int, draw: Draw) -> dict[str, Tensor]:
     return {f"{name}.weight": 1 + draw(width), f"{name}.bias": draw(width)}
 
 
