@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from transformers import CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.hashing import sha256_of_weights
 from ipadapter_engine.preprocessing import Preprocessing
-from ipadapter_engine.weights import load_model, read_config
+from ipadapter_engine.weights import first_line, load_model, read_config
 
 _PREPROCESSING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
                   "do_normalize", "image_mean", "image_std", "do_convert_rgb")  # fmt: skip
+MAX_TILES = 4
+NEARLY_SQUARE = 1.15  # of the long side to the short: so much of a picture a centre crop may lose
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,36 @@ class EncodedPicture:
 
     pooled: np.ndarray
     hidden: np.ndarray | None
+
+    def save(self, path: Path, encoder: ImageEncoder) -> None:
+        """A safetensors file that says by which encoder, and with which preprocessing, it was made."""
+        arrays = {"pooled": self.pooled} | ({} if self.hidden is None else {"hidden": self.hidden})
+        told = {"encoder_sha256": encoder.sha256, "encoder": encoder.name}
+        told["preprocessing"] = json.dumps(encoder.preprocessing, sort_keys=True)
+        save_file({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in arrays.items()}, path, metadata=told)
+
+    @classmethod
+    def load(cls, path: Path, encoder: ImageEncoder) -> EncodedPicture:
+        """What `save` wrote. Raises CheckpointRefused if it was not by an encoder of these weights and preprocessing."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                told = file.metadata() or {}
+                arrays = {k: file.get_tensor(k) for k in file.keys() if k in ("pooled", "hidden")}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError) as error:
+            raise CheckpointRefused(
+                f"the saved embedding {path} does not open: {first_line(error)}", "embed the picture again"
+            ) from None
+        if "pooled" not in arrays or "encoder_sha256" not in told:
+            raise CheckpointRefused(
+                f"{path} is no saved embedding: it does not say what its encoder saw", "embed the picture again"
+            )
+        if told["encoder_sha256"] != encoder.sha256:
+            raise CheckpointRefused(
+                f"{path} was embedded by {told.get('encoder', 'another encoder')} ({told['encoder_sha256'][:12]}…), "
+                f"the loaded encoder is {encoder.name} ({encoder.sha256[:12]}…)",
+                "embed the picture again, or load the encoder and the preprocessing that it was embedded by",
+            )
+        return cls(arrays["pooled"], arrays.get("hidden"))
 
 
 class ImageEncoder:
@@ -83,6 +118,14 @@ class ImageEncoder:
         """What the model sees of a picture: float32 (3, side, side), resized, cropped and normalised. Thread-safe."""
         return self._preprocess(picture.convert("RGB"))
 
+    def encode_tiled(self, picture: Image.Image, *, hidden: bool = False) -> list[EncodedPicture]:
+        """One picture as overlapping squares along its long side, so that nothing outside a centre crop is lost.
+
+        As references they stand for it side by side, each of the n with the weight 1 / n. One for a nearly square
+        picture, at most 4.
+        """
+        return self.encode(tiles(picture), hidden=hidden)
+
     @torch.inference_mode()
     def encode_prepared(self, prepared: Sequence[np.ndarray], *, hidden: bool = False) -> list[EncodedPicture]:
         """One forward pass over what `prepare` returned."""
@@ -101,6 +144,29 @@ class ImageEncoder:
         zeros = torch.zeros(1, 3, side, side, device=self.model.device, dtype=self.model.dtype)
         states = self.model(pixel_values=zeros, output_hidden_states=True).hidden_states[-2]
         return states[0].float().cpu().numpy()
+
+
+def tiles(picture: Image.Image) -> list[Image.Image]:
+    """Squares of a picture's short side, evenly spread along its long side, that cover it together.
+
+    A picture that is more than four times as long as wide is first made wider by its mean colour.
+    """
+    picture = picture.convert("RGB")
+    short, long = sorted(picture.size)
+    if long <= NEARLY_SQUARE * short:
+        return [picture]
+    side = max(short, math.ceil(long / MAX_TILES))
+    if side > short:
+        mean = tuple(int(c) for c in np.asarray(picture).reshape(-1, 3).mean(axis=0).round())
+        wide = picture.width > picture.height
+        padded = Image.new("RGB", (long, side) if wide else (side, long), mean)
+        padded.paste(picture, (0, (side - short) // 2) if wide else ((side - short) // 2, 0))
+        picture = padded
+    count = math.ceil(long / side)
+    starts = [round(i * (long - side) / (count - 1)) for i in range(count)]
+    if picture.width > picture.height:
+        return [picture.crop((x, 0, x + side, side)) for x in starts]
+    return [picture.crop((0, y, side, y + side)) for y in starts]
 
 
 def _plain(value: Any) -> Any:
