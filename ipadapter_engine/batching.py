@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.families import Family
@@ -31,13 +31,9 @@ def key_of(request: GenerationRequest, family: Family, multiple_px: int) -> Batc
     return BatchKey(width, height, request.steps or family.steps, scheduler, loras)
 
 
-def grouped(
-    requests: Sequence[GenerationRequest], family: Family, multiple_px: int, max_batch: int
-) -> Iterator[tuple[BatchKey, list[int]]]:
-    """(key, positions in `requests`) of each batch, at most `max_batch` long; every position comes once."""
+def grouped(requests: Sequence[GenerationRequest], family: Family, multiple_px: int) -> dict[BatchKey, list[int]]:
+    """Positions in `requests` by what their batch must share; every position comes once."""
     groups: dict[BatchKey, list[int]] = {}
     for i, request in enumerate(requests):
         groups.setdefault(key_of(request, family, multiple_px), []).append(i)
-    for key, rows in groups.items():
-        for start in range(0, len(rows), max_batch):
-            yield key, rows[start : start + max_batch]
+    return groups

@@ -23,6 +23,8 @@ from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.prompts import IDENTITY, Array, ReferencePrompt, inside
 from ipadapter_engine.requests import BatchKey, GenerationRequest
 
+Nothing = tuple[Tensor, Tensor | None]  # an embedding, and a face for adapters that read both
+
 
 @dataclass(frozen=True, eq=False)
 class _Voice:
@@ -65,7 +67,7 @@ class Branches:
 def image_prompts(
     requests: Sequence[GenerationRequest],
     adapters: Mapping[str, Adapter],
-    nothing: Mapping[str, Tensor],
+    nothing: Mapping[str, Nothing],
     *,
     key: BatchKey,
     stride: int,
@@ -75,8 +77,8 @@ def image_prompts(
 ) -> Branches:
     """Project what the batch's references say, each distinct one once an adapter, and pack it.
 
-    nothing: by adapter, what the unconditional half attends to, one encoder output. With two halves the unconditional
-    rows come first. paths: the cross-attention layers in the UNet's order, `presets` the family's of blocks.
+    nothing: by adapter, what the unconditional half attends to (`Adapter.nothing`). With two halves the unconditional rows
+    come first. paths: the cross-attention layers in the UNet's order, `presets` the family's of blocks.
     """
     prompts: list[ImagePrompt] = []
     voices: list[tuple[_Voice | None, ...]] = []
@@ -97,24 +99,31 @@ def check_references(
     requests: Sequence[GenerationRequest],
     name: str,
     adapter: Adapter,
-    nothing: Tensor,
+    nothing: Nothing,
     paths: tuple[str, ...],
     presets: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Raises RequestRefused for an embedding that the adapter does not read (`nothing` is one that it does) and for
-    blocks that the UNet does not have."""
-    want = tuple(nothing.shape)
-    mine = [p for r in requests for p in r.references if p.adapter == name]
-    for reference in mine:
+    """Raises RequestRefused for an embedding or a face that the adapter does not read (`nothing` is one that it does)
+    and for blocks that the UNet does not have."""
+    embedding, face = nothing
+    for reference in (p for r in requests for p in r.references if p.adapter == name):
         if reference.embedding is None:
             raise RequestRefused(
                 f"a reference of the adapter {name!r} is a picture alone", "embed it with the checkpoint's encoder"
             )
-    for shape in {tuple(p.embedding.shape) for p in mine if p.embedding is not None}:
-        if shape != want:
+        if reference.embedding.shape != tuple(embedding.shape):
             raise RequestRefused(
-                f"a reference's embedding has shape {shape}, the {adapter.variant} adapter reads {want}",
+                f"a reference's embedding has shape {reference.embedding.shape}, the {adapter.variant} adapter reads "
+                f"{tuple(embedding.shape)}",
                 "embed the reference with the encoder of the loaded checkpoint",
+            )
+        has = None if reference.face is None else reference.face.shape
+        if has != (None if face is None else tuple(face.shape)):
+            reads = "reads no face" if face is None else f"reads a face of shape {tuple(face.shape)} besides"
+            raise RequestRefused(
+                f"a reference's face {'is missing' if has is None else f'has shape {has}'}, the {adapter.variant} "
+                f"adapter {reads}",
+                "give as `face` what the face model says of the picture, to FaceID Plus adapters only",
             )
     for request in requests:
         factors(request.settings_of(name).blocks, paths, presets)
@@ -185,14 +194,12 @@ def _combined(arrays: Sequence[Array | None], weights: Sequence[float], total: f
 class _Projected:
     """The image tokens of every distinct reference of a batch, computed in one pass of an adapter's projection."""
 
-    def __init__(self, adapter: Adapter, nothing: Tensor, voices: Sequence[_Voice]) -> None:
+    def __init__(self, adapter: Adapter, nothing: Nothing, voices: Sequence[_Voice]) -> None:
         distinct = {_key(p): p for v in voices for p in (*v.shown, *v.nothing)}
-        # a copy, as an array that was read from a store or a file is often read-only
-        copies = [
-            torch.from_numpy(np.array(p.embedding, dtype=np.float32)).to(nothing.device, nothing.dtype)
-            for p in distinct.values()
-        ]
-        self._tokens: Tensor = adapter.projection(torch.stack([nothing, *copies]))  # (1 + references, tokens, dim)
+        embedding, face = nothing
+        embeddings = torch.stack([embedding, *(_as(embedding, p.embedding) for p in distinct.values())])
+        faces = None if face is None else torch.stack([face, *(_as(face, p.face) for p in distinct.values())])
+        self._tokens = adapter.project(embeddings, faces)  # (1 + references, tokens, dim)
         self._place = {key: 1 + i for i, key in enumerate(distinct)}
 
     @property
@@ -202,6 +209,11 @@ class _Projected:
     def of(self, reference: ReferencePrompt) -> Tensor:
         """(tokens, dim)."""
         return self._tokens[self._place[_key(reference)]]
+
+
+def _as(like: Tensor, numbers: Array | None) -> Tensor:
+    # a copy, as an array that was read from a store or a file is often read-only
+    return torch.from_numpy(np.array(numbers, dtype=np.float32)).to(like)
 
 
 def _key(reference: ReferencePrompt) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -22,7 +22,8 @@ from ipadapter_engine.encoder import EncodedPicture, ImageEncoder
 from ipadapter_engine.errors import GenerationFailed, RequestRefused
 from ipadapter_engine.families import Family
 from ipadapter_engine.hashing import ModelHash
-from ipadapter_engine.image_prompts import check_adapters, check_references, check_regions, image_prompts
+from ipadapter_engine.image_prompts import Nothing, check_adapters, check_references, check_regions, image_prompts
+from ipadapter_engine.memory import MemoryBudget, in_batches
 from ipadapter_engine.prompts import IDENTITY, CharacterModel, ReferencePrompt
 from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationRequest
 from ipadapter_engine.sources import check_source, sources_of, with_the_rest_kept
@@ -42,7 +43,8 @@ class Engine:
             checkpoint.unet, [t.model for t in checkpoint.text], base=checkpoint.models[0].name
         )
         self._lock = threading.Lock()
-        self._negative: dict[str, Tensor] = {}
+        self._nothing: dict[str, Nothing] = {}
+        self._memory, self._memory_of_decoding = (MemoryBudget(checkpoint.unet.device) for _ in range(2))
 
     @classmethod
     def open(
@@ -116,41 +118,40 @@ class Engine:
         Raises RequestRefused, and CheckpointRefused for a character model, before anything is made;
         GenerationFailed when memory runs out.
         """
-        size = max_batch or self.family.max_batch
-        batches = list(grouped(requests, self.family, self.checkpoint.multiple_px, size))
-        self._check(requests, batches)
+        groups = grouped(requests, self.family, self.checkpoint.multiple_px)
+        self._check(requests, groups)
         made: dict[int, GeneratedImage] = {}
-        with self._lock, ThreadPoolExecutor(1, thread_name_prefix="decoding") as decoder:
-            decoding: tuple[list[int], Future[list[GeneratedImage]]] | None = None
+        with self._lock, _Decoding(self._decoded) as decoding:
             try:
-                for _, rows in batches:
+                for rows in groups.values():
                     for lora in requests[rows[0]].heard_loras:
                         self._load(lora)
-                for key, rows in batches:
-                    mine = [requests[i] for i in rows]
-                    with (
-                        _enough_memory(f"on a batch of {len(rows)}", "lower ONMODEL_ENGINE__MAX_BATCH"),
-                        self._characters.playing(mine[0].heard_loras),
-                    ):
-                        latents = self._denoised(mine, key, on_step)
-                        if decoding is not None:
-                            made.update(zip(decoding[0], decoding[1].result(), strict=True))
-                    decoding = rows, decoder.submit(self._decoded, mine, key, latents)
-                if decoding is not None:
-                    with _enough_memory("while pictures were decoded", "lower ONMODEL_ENGINE__MAX_BATCH"):
-                        made.update(zip(decoding[0], decoding[1].result(), strict=True))
+                for key, rows in groups.items():
+                    budget = self._memory.of(
+                        key, most=max_batch or self.family.max_batch, pixels=key.width_px * key.height_px
+                    )
+
+                    def make(part: Sequence[int], key: BatchKey = key) -> Sequence[int]:
+                        mine = [requests[i] for i in part]
+                        with self._characters.playing(mine[0].heard_loras):
+                            latents = self._denoised(mine, key, on_step)
+                        decoding.begin(part, mine, key, latents, made)
+                        return part
+
+                    in_batches(rows, make, budget)
+                decoding.wait()
             finally:
                 self._characters.trim()
         return [made[i] for i in range(len(requests))]
 
-    def _check(self, requests: Sequence[GenerationRequest], batches: Sequence[tuple[BatchKey, list[int]]]) -> None:
+    def _check(self, requests: Sequence[GenerationRequest], groups: Mapping[BatchKey, list[int]]) -> None:
         """Raises RequestRefused for what cannot be made, before anything is."""
         check_adapters(requests, self.checkpoint.adapters)
         for name, adapter in self.checkpoint.adapters.items():
             if any(name in (*r.adapters, *r.settings) for r in requests):
                 nothing = self._unconditional(name)
                 check_references(requests, name, adapter, nothing, self._installed.paths, self.family.presets)
-        for key, rows in batches:
+        for key, rows in groups.items():
             scheduler_for(self.checkpoint, key)
             for i in rows:
                 check_controls(requests[i], key, self.checkpoint.controls)
@@ -208,31 +209,81 @@ class Engine:
     def _decoded(self, requests: list[GenerationRequest], key: BatchKey, latents: Tensor) -> list[GeneratedImage]:
         """As diffusers' pipelines decode: divided by the first stage's scaling factor, SDXL's spread and mean first.
 
-        It runs beside the next batch: on a GPU in a stream of its own.
+        Where memory does not suffice for all, one after the other. Raises GenerationFailed.
         """
+        budget = self._memory_of_decoding.of(
+            ("decoding", key.width_px, key.height_px), most=len(requests), pixels=key.width_px * key.height_px
+        )
+        return in_batches(range(len(requests)), lambda rows: self._pictures(requests, key, latents, rows), budget)
+
+    def _pictures(
+        self, requests: list[GenerationRequest], key: BatchKey, latents: Tensor, rows: Sequence[int]
+    ) -> list[GeneratedImage]:
+        mine = latents[rows[0] : rows[-1] + 1]
         vae, config = self.checkpoint.vae, self.checkpoint.vae.config
         mean, spread = (
             torch.tensor(config.get(name) or blank, device=latents.device).view(1, -1, 1, 1)
             for name, blank in (("latents_mean", [0.0]), ("latents_std", [1.0]))
         )
-        pictures = vae.decode((latents * spread / config["scaling_factor"] + mean).to(vae.dtype)).sample.float()
+        pictures = vae.decode((mine * spread / config["scaling_factor"] + mean).to(vae.dtype)).sample.float()
         scaled = ((pictures / 2 + 0.5).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = scaled.permute(0, 2, 3, 1).cpu().numpy()
         return [
-            GeneratedImage(r, with_the_rest_kept(r, p, key), x)
-            for r, p, x in zip(requests, pixels, latents.cpu().numpy(), strict=True)
+            GeneratedImage(requests[i], with_the_rest_kept(requests[i], p, key), x)
+            for i, p, x in zip(rows, pixels, mine.cpu().numpy(), strict=True)
         ]
 
-    def _unconditional(self, name: str) -> Tensor:
-        """What the unconditional half hears of an adapter: zeros for base, an encoded zero picture for plus."""
-        if name not in self._negative:
-            adapter = self.checkpoint.adapters[name]
-            like = next(adapter.parameters())
-            if adapter.pooled:
-                self._negative[name] = torch.zeros(adapter.embed_dim, device=like.device, dtype=like.dtype)
-            else:
-                self._negative[name] = torch.from_numpy(self.encoder.zero_hidden()).to(like)
-        return self._negative[name]
+    def _unconditional(self, name: str) -> Nothing:
+        """What the unconditional half hears of an adapter, such as zeros for base, an encoded zero picture for plus."""
+        if name not in self._nothing:
+            self._nothing[name] = self.checkpoint.adapters[name].nothing(lambda: self.encoder.zero_hidden())
+        return self._nothing[name]
+
+
+class _Decoding:
+    """Decodes a batch in a thread of its own while the next one is denoised; at most one is under way."""
+
+    def __init__(self, decode: Callable[[list[GenerationRequest], BatchKey, Tensor], list[GeneratedImage]]) -> None:
+        self._decode = decode
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self._under_way: Future[None] | None = None
+
+    def __enter__(self) -> _Decoding:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def begin(
+        self,
+        rows: Sequence[int],
+        requests: list[GenerationRequest],
+        key: BatchKey,
+        latents: Tensor,
+        made: dict[int, GeneratedImage],
+    ) -> None:
+        """Wait for the batch before, then decode this one into `made`, by row."""
+        self.wait()
+        ready = torch.cuda.Event() if latents.is_cuda else None
+        if ready is not None:
+            ready.record(torch.cuda.current_stream(latents.device))
+
+        def decode() -> None:
+            made.update(zip(rows, self._decode(requests, key, latents), strict=True))
+
+        def decode_on_gpu() -> None:
+            stream = torch.cuda.Stream(latents.device)
+            with torch.cuda.stream(stream):
+                stream.wait_event(ready)
+                decode()
+
+        self._under_way = self._thread.submit(decode if ready is None else decode_on_gpu)
+
+    def wait(self) -> None:
+        """Raises what decoding raised."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
 
 
 @contextmanager

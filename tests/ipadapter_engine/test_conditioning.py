@@ -22,7 +22,7 @@ from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
 from tests.ipadapter_engine.test_diffusers_parity import TOLERANCE, request_for
 
-SAME = 1e-5
+SAME = 4e-5  # the latents reach 20: a few units in the last place of single precision
 DIFFERENT = 1e-3
 ADAPTED = [("sd15", "base"), ("sd15", "plus"), ("sdxl", "base"), ("sdxl", "plus")]
 each_adapter = pytest.mark.parametrize(("layout", "variant"), ADAPTED)
@@ -377,7 +377,7 @@ def test_every_feature_is_the_same_alone_and_in_one_mixed_batch(engines: Engines
     for scheduler in ("ddim", "dpmpp_2m"):
         wanted = [replace(r, scheduler=scheduler) for r in requests]
         for made, request in zip(engine.generate(wanted, max_batch=16), wanted, strict=True):
-            assert gap(made.latents, latents(engine, request)) <= 4 * SAME
+            assert gap(made.latents, latents(engine, request)) <= SAME
 
 
 def test_nothing_of_a_request_is_left_for_the_next(engine: Engine, checkpoints: Checkpoints) -> None:

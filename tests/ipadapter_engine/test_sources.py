@@ -27,7 +27,7 @@ from tests.ipadapter_engine.test_diffusers_parity import SIZES, TOLERANCE, reque
 
 FROM_PICTURE = {"sd15": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline}
 WITHIN_MASK = {"sd15": StableDiffusionInpaintPipeline, "sdxl": StableDiffusionXLInpaintPipeline}
-SAME = 1e-5
+SAME = 4e-5  # the latents reach 20: a few units in the last place of single precision
 
 
 def start(layout: str) -> Array:
@@ -88,14 +88,14 @@ def test_rows_that_begin_at_different_steps_are_the_same_alone(engines: Engines)
         )
     ]
     for made, request in zip(engine.generate(requests, max_batch=4), requests, strict=True):
-        assert np.abs(made.latents - latents(engine, request)).max() <= 4 * SAME
+        assert np.abs(made.latents - latents(engine, request)).max() <= SAME
 
 
 def test_less_strength_keeps_more_of_the_picture(engines: Engines) -> None:
     engine = engines("sd15", None)
     kept = []
     with torch.inference_mode():
-        pixels = torch.from_numpy(start("sd15")).permute(2, 0, 1)[None] / 127.5 - 1
+        pixels = torch.from_numpy(start("sd15").copy()).permute(2, 0, 1)[None] / 127.5 - 1
         vae = engine.checkpoint.vae
         clean = (vae.encode(pixels).latent_dist.mean * vae.config["scaling_factor"])[0].numpy()
     for strength in (0.2, 0.6, 1.0):
