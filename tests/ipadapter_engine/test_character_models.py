@@ -439,13 +439,6 @@ def test_weights_that_the_metadata_does_not_tell_of_are_refused(
     assert "lora_magnitude_vector" in refusal_of(engine, model_of(tmp_path / "plain.safetensors")).message
 
 
-def test_alphas_as_tensors_are_refused_by_name(engine: Engine, changed: Callable[..., CharacterModel]) -> None:
-    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    refusal = refusal_of(engine, changed(lambda state: {**state, f"{layer}.alpha": torch.tensor(4.0)}))
-    assert "alphas as tensors" in refusal.message
-    assert "save_lora_weights" in refusal.next_step
-
-
 def test_memory_that_runs_out_is_not_the_files_fault(
     checkpoints: Checkpoints, pip: CharacterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
