@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ipadapter_engine import registry
 from ipadapter_engine.adapter import Adapter, adapter_from_state
 from ipadapter_engine.adapter_encoders import check_encoder
 from ipadapter_engine.adapter_layouts import adapter_file, flat_state
@@ -127,13 +128,14 @@ def open_checkpoint(paths: CheckpointPaths, *, device: str = "cpu", dtype: torch
             "name a folder saved by save_pretrained, with unet, vae, text_encoder, tokenizer and scheduler",
         )
     index = read_config(index_file)
-    licence = str(index.get("_onmodel_licence", "as the checkpoint's own"))
     unet = load_model(UNet2DConditionModel, base / "unet", dtype, next_step=_SAVE_WHOLE)
     family = family_of(dict(unet.config), index.get("_onmodel_family"))
     vae = _first_stage(base, family, unet, dtype)
     text = _text_encoders(base, family, dtype)
     _check_text(base, family, unet, text)
-    models = [ModelHash("unet", _name(base, index), sha256_of_weights(base / "unet"), licence)]
+    own = sha256_of_weights(base / "unet")
+    licence = str(index.get("_onmodel_licence") or registry.licence_of(base, own) or "as the checkpoint's own")
+    models = [ModelHash("unet", _name(base, index), own, licence)]
     models.append(ModelHash("vae", _name(base, index), sha256_of_weights(base / "vae"), licence))
     models += [
         ModelHash(folder, _name(base, index), sha256_of_weights(base / folder), licence)
@@ -146,7 +148,8 @@ def open_checkpoint(paths: CheckpointPaths, *, device: str = "cpu", dtype: torch
         encoder = ImageEncoder.open(
             paths.encoder, name=name, processor_folder=paths.encoder.parent / "feature_extractor", device=device
         )
-        models.append(ModelHash("image encoder", name, encoder.weights_sha256, _licence(paths.encoder, base, licence)))
+        told = _licence(paths.encoder, base, licence, encoder.weights_sha256)
+        models.append(ModelHash("image encoder", name, encoder.weights_sha256, told))
     for part in (unet, vae, *(t.model for t in text)):
         part.to(device).eval()
     scheduler_config = read_config(base / "scheduler" / "scheduler_config.json")
@@ -169,11 +172,12 @@ def _add_adapters(made: Checkpoint, paths: CheckpointPaths, licence: str, *, dev
         file = adapter_file(path)
         told = file.name if file == path else f"{path.name}/{file.name}"
         state, sha256 = read_adapter_file(file), sha256_of_file(file)
-        adapter = adapter_from_state(state, made.unet, file=told, sha256=sha256)
-        check_encoder(file, adapter, made.encoder)
+        with registry.advising(file):
+            adapter = adapter_from_state(state, made.unet, file=told, sha256=sha256)
+            check_encoder(file, adapter, made.encoder)
         adapter = adapter.to(device, dtype).eval()
         role = "ip-adapter" if name == IDENTITY else f"ip-adapter {name}"
-        model = ModelHash(role, told, sha256, _licence(file, paths.base, licence))
+        model = ModelHash(role, told, sha256, _licence(file, paths.base, licence, sha256))
         if name == IDENTITY:
             made.adapter, made.models = adapter, (*made.models, model)
         else:
@@ -186,13 +190,16 @@ def _add_controls(made: Checkpoint, paths: CheckpointPaths, licence: str, *, dev
             folder, kind, made.unet, stride=made.stride, base=made.family.title, device=device, dtype=dtype
         )
         role = f"controlnet {kind}"
-        told = _licence(folder, paths.base, licence)
-        made.beside[role] = ModelHash(role, folder.name, sha256_of_weights(folder), told)
+        sha256 = sha256_of_weights(folder)
+        told = _licence(folder, paths.base, licence, sha256)
+        made.beside[role] = ModelHash(role, folder.name, sha256, told)
 
 
-def _licence(part: Path, base: Path, licence: str) -> str:
-    """The base's licence holds for what lies in its folder."""
-    return licence if part.resolve().is_relative_to(base.resolve()) else "as its own, not told here"
+def _licence(part: Path, base: Path, licence: str, sha256: str) -> str:
+    """The base's licence holds for what lies in its folder; for another part what its manifest or the registry says."""
+    if part.resolve().is_relative_to(base.resolve()):
+        return licence
+    return registry.licence_of(part, sha256) or "as its own, not told here"
 
 
 def _check_names(paths: CheckpointPaths) -> None:
