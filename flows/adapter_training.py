@@ -17,6 +17,7 @@ from asset_store.repositories import models
 from asset_store.repositories.models import NewModel
 from asset_store.retention import name_blobs
 from asset_store.tables import ModelKind
+from flows.configured import configured
 from flows.training_references import today
 from flows.training_report import told_of
 from flows.training_settings import read_settings
@@ -71,7 +72,7 @@ def _device(store: Store) -> str:
 def _base_of_adapter(store: Store, paths: dict[str, str | None], wanted: AdapterTraining, device: str) -> Checkpoint:
     """The base that is named, else that of the settings, else the embedded one; in half precision where it trains so
     on a GPU, as it is frozen."""
-    chosen = store.settings.engine
+    chosen = configured(store.settings).engine
     half = {"bf16": torch.bfloat16, "fp16": torch.float16} if device.startswith("cuda") else {}
     base = Path(paths["base"]) if paths["base"] else chosen.base or EMBEDDED
     encoder = Path(paths["encoder"]) if paths["encoder"] else None if paths["base"] else chosen.encoder

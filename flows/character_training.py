@@ -21,6 +21,7 @@ from asset_store.repositories.models import NewModel
 from asset_store.retention import name_blobs
 from asset_store.rights import licences
 from asset_store.tables import ModelKind
+from flows.configured import configured
 from flows.library import picture_of
 from flows.training_references import choose_references, today
 from flows.training_report import told_of
@@ -109,7 +110,7 @@ def train(store: Store, plan: CharacterPlan, by: str, on_step: OnStep) -> dict[s
 
 def _own_checkpoint(store: Store, device: str, dtype: torch.dtype) -> Checkpoint:
     """The base for this training alone, as no picture may be made on it meanwhile; without what is not trained on."""
-    base = CheckpointPaths(store.settings.engine.base or EMBEDDED)
+    base = CheckpointPaths(configured(store.settings).engine.base or EMBEDDED)
     opened = open_checkpoint(base, device=device, dtype=dtype)
     return dataclasses.replace(opened, adapter=None, further={}, controls={}, encoder=None)
 

@@ -23,6 +23,7 @@ from asset_store.repositories import models
 from asset_store.rights import licences
 from asset_store.tables import Brand, Character, Library, Reference, ReferenceState, TrainedModel
 from flows.brief import Making, NamedControl, NamedReference
+from flows.configured import configured
 from flows.library import limits_of
 from flows.recipe_keys import BY_MODEL, heard
 from flows.recipes import BY_CONTROL, STYLE, WITH_CONDITIONS, models_of, reference_entry
@@ -208,7 +209,7 @@ class ControlReader:
     def _extracted(self, kind: str, picture: Image.Image) -> Image.Image:
         from ipadapter_engine.controls import extract
 
-        depth = self.store.settings.engine.depth_model
+        depth = configured(self.store.settings).engine.depth_model
         return extract(kind, picture.convert("RGB"), depth_model=depth).convert("RGB")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from asset_store.repositories import evaluations
 from asset_store.tables import Evaluation
+from flows.configured import configured
 from flows.contestants import asked_methods, checkpoint_paths, contestants_of, with_plus
 from flows.evaluation_order import CHARACTERS, HELD_OUT_SEEDS, EvaluationOrder, EvaluationRefused
 from flows.progress import report
@@ -37,7 +38,7 @@ def evaluate(store: Store, order: EvaluationOrder, by: str) -> dict[str, Any]:
     TrainingRefused, SheetRefused, GenerationFailed.
     """
     protocol = _checked(order)
-    settings = store.settings.model_copy(update={"engine": with_plus(store.settings.engine, order)})
+    settings = store.settings.model_copy(update={"engine": with_plus(configured(store.settings).engine, order)})
     subjects = [] if order.images is None else _pictured(order, protocol, order.images)
     paths, made = checkpoint_paths(settings.engine), engine(settings)
     subjects = subjects or _held_out(order, made)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from asset_store.errors import SearchBusy, SearchUnavailable
+from flows.configured import configured
 from flows.settings import EngineSettings, Settings
+from ipadapter_engine.errors import CheckpointRefused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,19 +55,18 @@ def _turn() -> Iterator[None]:
 def _reader(settings: Settings) -> Likeness:
     """Opened once a process, when it is first asked."""
     with _lock:
-        return _open(settings.engine.model_dump_json())
+        try:
+            return _open(configured(settings).engine.model_dump_json())
+        except CheckpointRefused as error:
+            raise SearchUnavailable(
+                "what reads pictures and texts does not open", "`onmodel doctor` says what to do."
+            ) from error
 
 
 @functools.lru_cache(maxsize=1)
 def _open(settings_json: str) -> Likeness:
     from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
-    from ipadapter_engine.errors import CheckpointRefused
     from ipadapter_engine.evaluation.likeness import of_checkpoint
 
     settings = EngineSettings.model_validate_json(settings_json)
-    try:
-        return of_checkpoint(CheckpointPaths(settings.base or EMBEDDED, encoder=settings.encoder))
-    except CheckpointRefused as error:
-        raise SearchUnavailable(
-            "what reads pictures and texts does not open", "`onmodel doctor` says what to do."
-        ) from error
+    return of_checkpoint(CheckpointPaths(settings.base or EMBEDDED, encoder=settings.encoder))

@@ -202,10 +202,10 @@ def _variable(place: tuple[int | str, ...]) -> str:
     return "ONMODEL_" + "__".join(str(p).upper() for p in place)
 
 
-def configure_prefect(settings: Settings, *, verbose: bool = False) -> None:
+def configure_prefect(settings: Settings, *, verbose: bool = False, hub: bool = False) -> None:
     """Prefect's own settings, before it is imported: its data beside ours, quiet unless asked, no telemetry.
 
-    Whatever the user has set for Prefect stands. Without PREFECT_API_URL each command uses Prefect's embedded
+    `hub`: whether this command may fetch models; no other asks one. Whatever the user has set for Prefect stands. Without PREFECT_API_URL each command uses Prefect's embedded
     server over the database in ONMODEL_HOME/prefect, which `prefect server start` shows in the browser.
     """
     defaults = {
@@ -216,8 +216,9 @@ def configure_prefect(settings: Settings, *, verbose: bool = False) -> None:
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        "HF_HUB_OFFLINE": "1",  # models come from paths that are configured, never from a hub at run time
     }
+    if not hub:  # models come from paths that are configured, never from a hub at run time
+        defaults["HF_HUB_OFFLINE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 

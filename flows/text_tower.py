@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from flows.configured import configured
 from flows.settings import Settings
 from flows.wiring import engine
 
@@ -17,7 +18,7 @@ def text_tower(settings: Settings) -> Likeness | None:
 
     None where no text encoder shares the image encoder's space; see `likeness.of_engine` for where one is looked for.
     """
-    return _tower(settings.model_dump_json(include={"engine"}))
+    return _tower(configured(settings).model_dump_json(include={"engine", "home"}))
 
 
 @functools.lru_cache(maxsize=1)

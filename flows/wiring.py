@@ -16,6 +16,7 @@ from asset_store.blobs.s3_client import is_s3_url, parse_s3_url
 from asset_store.database import Database, open_database
 from asset_store.errors import PlaceInvalid
 from asset_store.library import LibrarySource, open_source
+from flows.configured import configured
 from flows.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ _engine_lock = threading.Lock()
 def engine(settings: Settings) -> Engine:
     """The process's engine, warm after the first call. Raises CheckpointRefused."""
     with _engine_lock:
-        return _engine(settings.engine.model_dump_json())
+        return _engine(configured(settings).engine.model_dump_json())
 
 
 @functools.lru_cache(maxsize=1)

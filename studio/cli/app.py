@@ -35,6 +35,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's log.")] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
@@ -42,7 +43,7 @@ def main(
 ) -> None:
     Options.debug = debug
     with speaking():
-        configure_prefect(load_settings(), verbose=debug)
+        configure_prefect(load_settings(), verbose=debug, hub=context.invoked_subcommand == "models")
 
 
 @app.command()
@@ -158,6 +159,7 @@ def load_commands() -> None:
         campaigns,
         discussing,
         evaluating,
+        models,
         people,
         reviewing,
         rights,

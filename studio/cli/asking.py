@@ -251,13 +251,18 @@ def _blobs() -> str:
 
 
 def _engine() -> str:
+    from flows.configured import described
     from flows.settings import load_settings
     from flows.wiring import engine
 
-    made = engine(load_settings())
+    settings = load_settings()
+    made = engine(settings)
     adapter = made.checkpoint.adapter
     told = f"{adapter.variant} adapter" if adapter is not None else "no adapter"
-    return f"{made.family.title} on {made.checkpoint.unet.device}, {told}, encoder {made.encoder.name}"
+    named = described(settings)
+    return f"{made.family.title} on {made.checkpoint.unet.device}, {told}, encoder {made.encoder.name}" + (
+        f"; set: {named}" if named else ""
+    )
 
 
 def _prefect() -> str:

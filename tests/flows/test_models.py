@@ -1,0 +1,536 @@
+"""The store of models: added whole or not at all, from a path, S3 and a hub; verified, removed, named by settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asset_store.errors import PlaceInvalid, SourceUnreachable
+from flows.configured import configured, described, model_store, settings_naming
+from flows.model_facts import Said, recognised
+from flows.model_files import ModelRefused
+from flows.models import ModelStore
+from flows.settings import EngineSettings, S3Settings, Settings
+from ipadapter_engine import registry
+from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint
+from ipadapter_engine.errors import CheckpointRefused
+from ipadapter_engine.hashing import sha256_of_file
+from tests.hub_server import COMMIT, Hub, serving
+from tests.ipadapter_engine import tiny_checkpoints as tiny
+from tests.s3_server import REGION, S3Server
+from tests.studio_home import ROOT
+
+NO_S3 = S3Settings(endpoint_url=None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, an encoder and adapters, as they lie about before anybody adds them."""
+    root = tmp_path_factory.mktemp("made")
+    base = tiny.write_sd15(root / "sd15")
+    unet = tiny.open_unet(base)
+    tiny.write_encoder(root / "clip")  # with how its pictures are prepared beside it
+    tiny.write_safetensors(root / "base.safetensors", tiny.base_adapter_state(unet))
+    tiny.write_safetensors(root / "plus.safetensors", tiny.plus_adapter_state(unet))
+    tiny.write_bin(root / "plus.bin", tiny.plus_adapter_state(unet))
+    return root
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "home"
+    registry.learn(None)
+
+
+@pytest.fixture
+def store(home: Path) -> ModelStore:
+    return model_store(Settings(home=home))
+
+
+def add(store: ModelStore, source: Path | str, **more: Any) -> Any:
+    return store.add(str(source), "pat", more.pop("s3", NO_S3), **more)
+
+
+def leftovers(store: ModelStore) -> list[Path]:
+    """Files that lie about beside those of models."""
+    return [p for p in (store.root / ".adding").rglob("files/*") if p.is_file()]
+
+
+# ---------------------------------------------------------------------------- adding from a path
+
+
+def test_an_added_model_says_what_it_is_and_where_it_came_from(store: ModelStore, made: Path) -> None:
+    added = add(store, made / "base.safetensors", name="ours", said=Said(licence="house", base="sd15"))
+    model = store.get("ours")
+    assert added.new
+    assert added.model == model
+    assert (model.kind, model.variant, model.base, model.licence) == ("adapter", "base", "sd15", "house")
+    assert (model.source, model.added_by) == (str(made / "base.safetensors"), "pat")
+    assert model.files[0].sha256 == sha256_of_file(made / "base.safetensors")
+    assert store.place_of("ours").read_bytes() == (made / "base.safetensors").read_bytes()
+    assert store.verify() == []
+
+
+def test_a_base_and_an_encoder_are_folders(store: ModelStore, made: Path) -> None:
+    assert add(store, made / "sd15").model.kind == "base"
+    assert add(store, made / "clip" / "image_encoder").model.kind == "encoder"
+    paths = CheckpointPaths(store.place_of("sd15"), made / "base.safetensors", store.place_of("image_encoder"))
+    lying = CheckpointPaths(made / "sd15", made / "base.safetensors", made / "clip" / "image_encoder")
+    added, before = open_checkpoint(paths).encoder, open_checkpoint(lying).encoder
+    assert added is not None
+    assert before is not None
+    assert added.sha256 == before.sha256  # weights and preprocessing
+
+
+def test_added_again_nothing_changes(store: ModelStore, made: Path) -> None:
+    first = add(store, made / "clip" / "image_encoder").model
+    again = add(store, made / "clip" / "image_encoder")
+    assert (again.new, again.model) == (False, first)
+    assert len(list((store.root / ".data").iterdir())) == 1
+    assert leftovers(store) == []
+
+
+def test_another_model_of_the_name_needs_replace(store: ModelStore, made: Path) -> None:
+    first = add(store, made / "base.safetensors", name="ours").model
+    with pytest.raises(ModelRefused, match="another model ours already") as refused:
+        add(store, made / "plus.safetensors", name="ours")
+    assert "--replace" in refused.value.next_step
+    assert store.get("ours") == first
+    assert add(store, made / "plus.safetensors", name="ours", replacing=True).model.variant == "plus"
+    assert store.place_of("ours").name == "plus.safetensors"
+    assert len(list((store.root / ".data").iterdir())) == 1
+
+
+def test_a_source_that_changed_is_another_model(store: ModelStore, made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    shutil.copyfile(made / "base.safetensors", file)
+    add(store, file)
+    shutil.copyfile(made / "plus.safetensors", file)
+    with pytest.raises(ModelRefused, match="another model mine already"):
+        add(store, file)
+    assert leftovers(store) == []
+
+
+def test_another_sha256_is_refused_with_both(store: ModelStore, made: Path) -> None:
+    expected, found = "a" * 64, sha256_of_file(made / "base.safetensors")
+    with pytest.raises(ModelRefused) as refused:
+        add(store, made / "base.safetensors", said=Said(sha256=expected))
+    assert expected in refused.value.message
+    assert found in refused.value.message
+    assert store.names() == []
+    assert leftovers(store) == []
+    pinned = add(store, made / "base.safetensors", said=Said(sha256=found)).model
+    assert recognised(pinned, registry.registry()) == "pinned"
+
+
+def test_a_pickle_of_weights_is_taken_and_one_that_runs_code_is_not(
+    store: ModelStore, made: Path, tmp_path: Path
+) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (tmp_path.joinpath("ran").mkdir, ())
+
+    assert add(store, made / "plus.bin").model.variant == "plus"
+    torch.save({"image_proj": Runs()}, tmp_path / "evil.bin")
+    with pytest.raises(CheckpointRefused, match="run code"):
+        add(store, tmp_path / "evil.bin")
+    assert store.names() == ["plus"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_was_cut_is_refused(store: ModelStore, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes((made / "base.safetensors").read_bytes()[:-9])
+    with pytest.raises(CheckpointRefused, match="damaged"):
+        add(store, tmp_path / "cut.safetensors")
+    assert store.names() == []
+
+
+def test_of_a_folder_only_what_the_engine_opens_is_copied(store: ModelStore, made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sd15"
+    shutil.copytree(made / "sd15", folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    for copy in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin",
+                 "v1-5-pruned.safetensors", "safety_checker/model.safetensors", ".git/x.safetensors"):  # fmt: skip
+        (folder / copy).parent.mkdir(exist_ok=True)
+        shutil.copyfile(weights, folder / copy)
+    (folder / "LICENSE").write_text("terms")
+    add(store, folder)
+    names = {f.path for f in store.get("sd15").files}
+    assert {n for n in names if n.endswith((".safetensors", ".bin"))} == {
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }  # fmt: skip
+    assert {"LICENSE", "model_index.json", "tokenizer/vocab.json"} <= names
+    assert open_checkpoint(CheckpointPaths(store.place_of("sd15"))).family.name == "sd15"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["a.safetensors", "b.safetensors"], "holds 2 files of weights"),
+        (["notes.txt"], "holds no weights"),
+        (["config.json", "pytorch_model.bin"], "only as pickles"),
+    ],
+)
+def test_a_folder_that_is_not_one_model_is_refused(
+    store: ModelStore, made: Path, tmp_path: Path, names: list[str], told: str
+) -> None:
+    for name in names:
+        shutil.copyfile(made / "base.safetensors", tmp_path / name)
+    with pytest.raises(ModelRefused, match=told):
+        add(store, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all.safetensors", "gs://bucket/x", "hub:justaname", " "])
+def test_a_place_that_is_none_is_refused(store: ModelStore, source: str) -> None:
+    with pytest.raises((ModelRefused, PlaceInvalid)):
+        add(store, source, name="x")
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "UPPER", ".hidden", "feature_extractor", "a" * 65, ""])
+def test_a_name_is_one_of_a_folder_in_the_store(store: ModelStore, made: Path, name: str) -> None:
+    if name:
+        with pytest.raises(ModelRefused, match="no name for a model"):
+            add(store, made / "base.safetensors", name=name)
+    else:
+        assert add(store, made / "base.safetensors", name=name).model.name == "base"
+
+
+def test_another_kind_than_the_file_is_refused(store: ModelStore, made: Path) -> None:
+    with pytest.raises(ModelRefused, match="of kind adapter, not encoder"):
+        add(store, made / "base.safetensors", said=Said(kind="encoder"))
+
+
+def test_the_registry_says_what_shapes_cannot(store: ModelStore, made: Path, home: Path) -> None:
+    home.mkdir()
+    sha256 = sha256_of_file(made / "base.safetensors")
+    (home / "models.toml").write_text(
+        f'[[file]]\nname = "x"\nkind = "adapter"\nvariant = "light"\nbase = "sd15"\nencoder = "vit-h"\n'
+        f'licence = "Apache-2.0"\nsha256 = "{sha256}"\n'
+    )
+    model = add(store, made / "base.safetensors").model
+    assert (model.variant, model.base, model.encoder, model.licence) == ("light", "sd15", "vit-h", "Apache-2.0")
+    assert recognised(model, registry.registry()) == "sha256"
+
+
+def test_what_is_recognised_by_name_alone_is_said_to_be(store: ModelStore, made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ip-adapter-plus_sdxl_vit-h.bin"
+    shutil.copyfile(made / "plus.bin", file)
+    added = add(store, file)
+    assert "unverified" in str(added.model.licence)
+    assert any("unverified" in note for note in added.notes)
+    assert recognised(added.model, registry.registry()) == "name"
+
+
+# ---------------------------------------------------------------------------- killed at any point
+
+KILLED_AT = """
+import os, signal, sys
+from flows.models import ModelStore
+from flows.settings import S3Settings
+from pathlib import Path
+store, source, at = ModelStore(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+store.names()
+count = 0
+def heard(event, args):
+    global count
+    if event in ("open", "os.rename", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") and any(
+        str(store.root) in str(a) or str(a).startswith(".data/") for a in args
+    ):
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(heard)
+store.add(source, "pat", S3Settings(endpoint_url=None), name="ours", replacing=True)
+"""
+
+
+def killed_at(store: ModelStore, source: Path, at: int) -> int:
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_AT, str(store.root), str(source), str(at)], check=False, cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode in (0, -9), process.stderr
+    return process.returncode
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_killed_at_any_step_there_is_the_model_before_or_the_new_one_whole(
+    store: ModelStore, made: Path, before: bool
+) -> None:
+    """Every second step that touches the disk, to the end."""
+    seen = set()
+    for at in range(1 + before, 400, 2):
+        shutil.rmtree(store.root, ignore_errors=True)
+        if before:
+            add(store, made / "base.safetensors", name="ours")
+        code = killed_at(store, made / "plus.safetensors", at)
+        assert store.verify() == []
+        there = store.find("ours")
+        seen.add(None if there is None else there.variant)
+        assert there is not None or not before
+        again = add(store, made / "plus.safetensors", name="ours", replacing=True)
+        assert again.model.variant == "plus"
+        assert store.verify() == []
+        assert len(list((store.root / ".data").iterdir())) == 1
+        if code == 0:
+            break
+    else:
+        raise AssertionError("it never came to its end")
+    assert seen == {"base" if before else None, "plus"}
+
+
+# ---------------------------------------------------------------------------- S3
+
+
+@pytest.fixture
+def there(s3: S3Server, bucket: str, made: Path) -> S3Settings:
+    """The made models in a bucket."""
+    client = s3.client()
+    for file in [p for p in made.rglob("*") if p.is_file()]:
+        client.put_object(Bucket=bucket, Key=f"models/{file.relative_to(made).as_posix()}", Body=file.read_bytes())
+    return S3Settings(endpoint_url=s3.endpoint_url, region=REGION)
+
+
+def test_a_prefix_and_an_object_of_s3_are_added(store: ModelStore, made: Path, there: S3Settings, bucket: str) -> None:
+    base = add(store, f"s3://{bucket}/models/sd15", s3=there).model
+    encoder = add(store, f"s3://{bucket}/models/clip/image_encoder", s3=there).model
+    assert {f.path for f in encoder.files} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    adapter = add(store, f"s3://{bucket}/models/base.safetensors", s3=there).model
+    assert (base.kind, adapter.kind) == ("base", "adapter")
+    assert adapter.source == f"s3://{bucket}/models/base.safetensors"
+    assert adapter.files[0].sha256 == sha256_of_file(made / "base.safetensors")
+    assert store.verify() == []
+    assert not add(store, f"s3://{bucket}/models/sd15", s3=there).new
+
+
+def test_nothing_at_a_prefix_is_refused(store: ModelStore, there: S3Settings, bucket: str) -> None:
+    with pytest.raises(ModelRefused, match="there is nothing at"):
+        add(store, f"s3://{bucket}/elsewhere", s3=there)
+
+
+def test_a_bucket_that_is_not_there_cannot_be_reached(store: ModelStore, there: S3Settings) -> None:
+    with pytest.raises(SourceUnreachable, match="there is no bucket"):
+        add(store, "s3://no-such-bucket-here/models", s3=there)
+
+
+def test_a_key_that_leads_out_of_the_store_is_refused(
+    store: ModelStore, s3: S3Server, there: S3Settings, bucket: str
+) -> None:
+    s3.client().put_object(Bucket=bucket, Key="evil/config.json", Body=b"{}")
+    s3.client().put_object(Bucket=bucket, Key="evil/../../escape.txt", Body=b"x")
+    s3.client().put_object(Bucket=bucket, Key="evil/..", Body=b"x")
+    with pytest.raises(ModelRefused):
+        add(store, f"s3://{bucket}/evil", s3=there)
+    assert not list(store.root.rglob("escape.txt"))
+
+
+# ---------------------------------------------------------------------------- a hub
+
+FETCH = """
+import json, sys
+from pathlib import Path
+from flows.models import ModelStore
+from flows.settings import S3Settings
+try:
+    added = ModelStore(Path(sys.argv[1])).add(sys.argv[2], "pat", S3Settings(endpoint_url=None), name="ours")
+    print(json.dumps({**added.model.as_json(), "new": added.new}))
+except Exception as error:
+    print(json.dumps({"error": type(error).__name__, "message": str(error), "next": getattr(error, "next_step", "")}))
+"""
+
+
+def fetching(store: ModelStore, hub: Hub, source: str, **environment: str) -> subprocess.Popen[str]:
+    """In a process of its own: huggingface_hub reads its environment once."""
+    ours = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(store.root.parent / "hf")}
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, str(store.root), source], env={**os.environ, **ours, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def fetched(store: ModelStore, hub: Hub, source: str, **environment: str) -> dict[str, Any]:
+    out, err = fetching(store, hub, source, **environment).communicate(timeout=120)
+    assert out, err
+    return dict(json.loads(out))
+
+
+@pytest.fixture
+def hub(made: Path) -> Iterator[Hub]:
+    encoder = {
+        f"models/{p.relative_to(made / 'clip').as_posix()}": p.read_bytes()
+        for p in (made / "clip").rglob("*.*")
+        if p.is_file()
+    }
+    adapters = {f"models/{n}.safetensors": (made / f"{n}.safetensors").read_bytes() for n in ("base", "plus")}
+    files = {**encoder, "models/image_encoder/pytorch_model.bin": b"not wanted", **adapters, "README.md": b"a card"}
+    with serving(Hub({"h94/tiny": files}, gated=frozenset({"h94/gated"}))) as made_hub:
+        yield made_hub
+
+
+def test_a_file_of_a_hub_is_pinned_to_the_commit_it_was_resolved_to(store: ModelStore, hub: Hub, made: Path) -> None:
+    told = fetched(store, hub, "hub:h94/tiny:models/base.safetensors")
+    assert (told["kind"], told["revision"], told["licence"]) == ("adapter", COMMIT, "apache-2.0")
+    assert told["files"][0]["sha256"] == sha256_of_file(made / "base.safetensors")
+    assert store.verify() == []
+    hub.asked.clear()
+    assert fetched(store, hub, "hub:h94/tiny:models/base.safetensors")["new"] is False
+    assert not [path for _, path, _ in hub.asked if "/resolve/" in path]
+    hub.commit = "f" * 40
+    assert "another model" in fetched(store, hub, "hub:h94/tiny@main:models/base.safetensors")["message"]
+
+
+def test_a_folder_of_a_hub_is_added_without_its_pickles(store: ModelStore, hub: Hub) -> None:
+    told = fetched(store, hub, f"hub:h94/tiny@{COMMIT}:models/image_encoder")
+    assert told["kind"] == "encoder"
+    assert {f["path"] for f in told["files"]} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert not [path for _, path, _ in hub.asked if path.endswith(".bin")]
+
+
+@pytest.mark.parametrize(
+    ("source", "environment", "error", "told"),
+    [
+        ("hub:h94/tiny", {"HF_HUB_OFFLINE": "1"}, "SourceUnreachable", "HF_HUB_OFFLINE is set"),
+        ("hub:h94/tiny", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "SourceUnreachable", "cannot be read"),
+        ("hub:h94/none", {}, "ModelRefused", "no repository h94/none"),
+        ("hub:h94/gated", {}, "ModelRefused", "is gated"),
+        ("hub:h94/tiny@old", {}, "ModelRefused", "has no revision old"),
+        ("hub:h94/tiny:models/none.bin", {}, "ModelRefused", "has no models/none.bin"),
+        ("hub:h94/tiny:models", {}, "ModelRefused", "holds 3 files of weights"),
+    ],
+)
+def test_what_a_hub_does_not_give_is_said_with_what_to_do(
+    store: ModelStore, hub: Hub, source: str, environment: dict[str, str], error: str, told: str
+) -> None:
+    answer = fetched(store, hub, source, **environment)
+    assert answer["error"] == error, answer
+    assert told in answer["message"]
+    assert answer["next"]
+    assert store.names() == []
+
+
+def test_a_fetch_that_is_killed_half_way_leaves_no_model_and_is_gone_on_with(
+    store: ModelStore, hub: Hub, made: Path
+) -> None:
+    big = (made / "plus.safetensors").read_bytes()
+    hub.stop_at = len(big) // 2
+    process = fetching(store, hub, "hub:h94/tiny:models/plus.safetensors")
+    assert hub.held.wait(60)
+    incomplete = store.root / ".adding" / "ours" / "files"
+    for _ in range(600):
+        if any(p.stat().st_size for p in incomplete.rglob("*.incomplete")):
+            break
+        process.poll()
+        hub.held.wait(0.05)
+    process.kill()
+    process.communicate()
+    assert store.names() == []
+    assert store.verify() == []
+    hub.stop_at = None
+    assert fetched(store, hub, "hub:h94/tiny:models/plus.safetensors")["new"] is True
+    assert store.place_of("ours").read_bytes() == big
+    assert store.verify() == []
+    assert [where for method, _, where in hub.asked if method == "GET" and where.startswith("bytes=")], hub.asked
+
+
+# ---------------------------------------------------------------------------- verifying and removing
+
+
+def test_what_is_damaged_missing_or_foreign_is_named(store: ModelStore, made: Path) -> None:
+    add(store, made / "clip" / "image_encoder")
+    add(store, made / "base.safetensors")
+    folder = store.root / "image_encoder"
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (folder / "config.json").unlink()
+    (folder / "extra.txt").write_text("?")
+    (store.root / "dropped").mkdir()
+    found = {(p.model, p.file): p.what for p in store.verify()}
+    assert found == {
+        ("image_encoder", "model.safetensors"): "damaged", ("image_encoder", "config.json"): "missing", ("image_encoder", "extra.txt"): "foreign",
+        ("dropped", ""): "foreign",
+    }  # fmt: skip
+    assert store.verify("base") == []
+    told = next(p.message for p in store.verify("image_encoder") if p.what == "damaged")
+    assert sha256_of_file(weights) in told
+    assert sha256_of_file(made / "clip" / "image_encoder" / "model.safetensors") in told
+
+
+def test_a_damaged_manifest_is_named_and_replaced(store: ModelStore, made: Path) -> None:
+    add(store, made / "base.safetensors")
+    (store.root / "base" / "onmodel.json").write_text("{")
+    assert [p.what for p in store.verify()] == ["damaged"]
+    with pytest.raises(CheckpointRefused):
+        add(store, made / "base.safetensors")
+    add(store, made / "base.safetensors", replacing=True)
+    assert store.verify() == []
+
+
+def test_a_removed_model_is_gone_with_its_files(store: ModelStore, made: Path) -> None:
+    add(store, made / "base.safetensors")
+    store.remove("base")
+    assert store.names() == []
+    assert list((store.root / ".data").iterdir()) == []
+    with pytest.raises(ModelRefused, match="there is no model base"):
+        store.remove("base")
+
+
+# ---------------------------------------------------------------------------- named by settings
+
+
+def settings_of(home: Path, **engine: Any) -> Settings:
+    return Settings(home=home, engine=EngineSettings(gpus=1, **engine))
+
+
+@pytest.mark.parametrize("prefix", ["models:", ""])
+def test_settings_name_models_and_lineage_tells_their_licences(
+    store: ModelStore, made: Path, home: Path, prefix: str
+) -> None:
+    add(store, made / "sd15", name="our-base", said=Said(licence="B"))
+    add(store, made / "clip" / "image_encoder", name="our-clip", said=Said(licence="E"))
+    add(store, made / "base.safetensors", name="our-adapter", said=Said(licence="A"))
+    settings = settings_of(
+        home, base=Path(f"{prefix}our-base"), adapter=Path(f"{prefix}our-adapter"), encoder=Path(f"{prefix}our-clip")
+    )
+    engine = configured(settings).engine
+    assert engine.base == store.root / "our-base"
+    assert engine.adapter == store.root / "our-adapter" / "base.safetensors"
+    opened = open_checkpoint(CheckpointPaths(engine.base, engine.adapter, engine.encoder))
+    licences = {m.role: m.licence for m in opened.models}
+    assert (licences["unet"], licences["image encoder"], licences["ip-adapter"]) == ("B", "E", "A")
+    assert settings_naming(settings, "our-adapter") == ["ONMODEL_ENGINE__ADAPTER"]
+    assert "adapter models:our-adapter (A" in described(settings)
+    assert configured(configured(settings)).engine == engine
+
+
+def test_paths_stay_as_they_are(store: ModelStore, made: Path, home: Path) -> None:
+    settings = settings_of(home, base=made / "sd15", controls={"pose": made / "nowhere"})
+    assert configured(settings) == settings
+    add(store, made / "sd15", name="ours")
+    inside = settings_of(home, base=store.root / "ours")
+    assert configured(inside).engine.base == store.root / "ours"
+    assert settings_naming(inside, "ours") == ["ONMODEL_ENGINE__BASE"]
+
+
+def test_a_model_that_is_not_there_or_of_another_kind_is_refused(store: ModelStore, made: Path, home: Path) -> None:
+    add(store, made / "base.safetensors", name="ours")
+    with pytest.raises(
+        CheckpointRefused, match="ONMODEL_ENGINE__BASE names a model none, which there is not"
+    ) as refused:
+        configured(settings_of(home, base=Path("models:none")))
+    assert "ours" in refused.value.next_step
+    add(store, made / "clip" / "image_encoder", name="ours", replacing=True)
+    with pytest.raises(CheckpointRefused, match="ONMODEL_ENGINE__ADAPTERS__STYLE names ours") as refused:
+        configured(settings_of(home, adapters={"style": Path("models:ours")}))
+    assert "of kind encoder and not adapter" in refused.value.message
