@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo screenshots test browser check bench-fidelity bench-review bench-clients clean
+.PHONY: help install demo screenshots test browser check bench-fidelity bench-engine bench-review bench-clients clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,10 @@ test: check browser  ## all checks, then all tests
 
 bench-fidelity: $(VENV)/installed  ## is the shipped model on model? 200 characters it never saw
 	$(BIN)/python -m ipadapter_engine.evaluation.fidelity
+
+# ROWS: which of them, by commas, where not all are wanted: make bench-engine ROWS=studio,encoder
+bench-engine: $(VENV)/installed  ## how much faster than diffusers and transformers, for the same pictures?
+	$(BIN)/python -m benchmarks.engine $(if $(ROWS),--rows $(ROWS))
 
 bench-review: $(VENV)/installed browser  ## is deciding as quick among 100,000 assets as among 1,000?
 	$(BIN)/python -m benchmarks.review

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -38,6 +40,9 @@ from flows.preview import preview_url
 from flows.progress import report
 from flows.retrying import if_it_may_pass
 from flows.wiring import Store, address_of, engine, open_library, open_store
+
+if TYPE_CHECKING:
+    from ipadapter_engine.encoder import EncodedPicture
 
 TRIED_AGAIN = ("missing", "unreadable", "too_many_bytes", "too_many_pixels")  # settings or permissions may have changed
 CHUNK = 256  # references a Prefect task; embedding batches are smaller
@@ -70,7 +75,7 @@ class IngestReport:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What the listing and the database say is to be done."""
 
     library_id: uuid.UUID
@@ -88,7 +93,7 @@ async def ingest_library(url: Place, by: Actor = "schedule") -> dict[str, Any]:
         by: Who asks for it, as the audit will say.
     """
     url = address_of(url)
-    plan, encoder_name = await asyncio.to_thread(_with_store, _prepare, url, by)
+    plan, encoder_name = await asyncio.to_thread(_with_store, plan_ingest, url, by)
     done = plan.report
     total = len(plan.fetch) + len(plan.embed_only)
     report("references", 0, total)
@@ -123,7 +128,7 @@ def _draw(store: Store, library_id: uuid.UUID, keys: Sequence[str]) -> Image.Ima
     return reference_sheet(store, library_id, keys)
 
 
-def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
+def plan_ingest(store: Store, url: str, by: str) -> tuple[Plan, str]:
     """Read library.yaml, compare the listing with the database, and register the encoder."""
     source = open_library(store.settings, url)
     file, file_sha256 = read_library_file(source)
@@ -168,7 +173,7 @@ def _prepare(store: Store, url: str, by: str) -> tuple[_Plan, str]:
         if changed:  # last: the audit's lock is held until the transaction ends
             detail = {"url": url, "file_sha256": file_sha256}
             audit.record(session, by, "library loaded", f"library/{library.id}", detail)
-        return _Plan(library.id, tuple(fetch), tuple(sorted(embed)), result), encoder.name
+        return Plan(library.id, tuple(fetch), tuple(sorted(embed)), result), encoder.name
 
 
 def _hidden(key: str) -> bool:
@@ -185,8 +190,13 @@ def read_library_file(source: LibrarySource) -> tuple[LibraryFile, str]:
             "Write one beside the pictures: it names brand, characters, references and licences "
             "(docs/library.md has an example).",
         ) from None
-    text = data.decode("utf-8-sig", errors="replace")
-    return parse_library(text, file=LIBRARY_FILE), hashlib.sha256(data).hexdigest()
+    return _parsed(data.decode("utf-8-sig", errors="replace")), hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(text: str) -> LibraryFile:
+    """Each of an ingest's tasks reads the file: that of ten thousand references takes seconds to understand."""
+    return parse_library(text, file=LIBRARY_FILE)
 
 
 @task(
@@ -199,7 +209,7 @@ def read_library_file(source: LibrarySource) -> tuple[LibraryFile, str]:
 )
 async def load_references(url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
     """Download, check, embed and store some keys. Safe to repeat: rows and blobs are unique by content."""
-    return await asyncio.to_thread(_with_store, _load, url, library_id, keys, offset, total)
+    return await asyncio.to_thread(_with_store, load_pictures, url, library_id, keys, offset, total)
 
 
 @task(
@@ -274,35 +284,65 @@ def picture_of(store: Store, sha256: str) -> Image.Image:
     return open_picture(store.blobs.get(sha256), limits_of(store)).image
 
 
-def _load(store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
+def load_pictures(
+    store: Store, url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int
+) -> dict[str, Any]:
+    """What `load_references` does, in this thread: some pictures are read, some encoded and some written down at once.
+
+    However many keys there are, so many pictures are held: those of four batches, as the encoder sees them.
+    """
     settings = store.settings.ingest
     source = open_library(store.settings, url)
     file, _ = read_library_file(source)
     by_key = {o.key: o for o in source.list()}
     wanted = [by_key[k] for k in keys if k in by_key]
-    outcome: dict[str, Any] = {"loaded": 0, "embedded": 0, "quarantined": []}
+    saving = _Saving(store, library_id, file, source)
     reader = _Reader(store, source)
-    with ThreadPoolExecutor(settings.readers, thread_name_prefix="reader") as pool:
+    with (
+        ThreadPoolExecutor(settings.readers, thread_name_prefix="reader") as pool,
+        ThreadPoolExecutor(1, thread_name_prefix="saver") as saver,
+    ):
+        pending: Future[None] | None = None
         for batch in _batched(_read_ahead(pool, reader, wanted, 2 * settings.batch), settings.batch):
             good = {f.reference.sha256: f.prepared for f in batch if f.reference is not None and f.prepared is not None}
             rows, hidden = _encode(store, good)
-            again = _Again(
-                store, hidden, {f.reference.sha256: f.found for f in batch if f.reference is not None}, source
-            )
-            with store.database.transaction() as session:
-                name_blobs(session, again.sha256s, again.put)  # a picture that was removed may be a reference now
-                library = session.get_one(Library, library_id)
-                for f in batch:
-                    if f.reference is not None:
-                        libraries.save_reference(session, library, f.reference, file)
-                        outcome["loaded"] += 1
-                    elif (r := f.refusal) is not None:
-                        libraries.quarantine(session, library, f.found, r.reason, r.message, r.next_step)
-                        outcome["quarantined"].append(asdict(r))
-                outcome["embedded"] += libraries.save_embeddings(session, reader.encoder.sha256, rows)
+            if pending is not None:
+                pending.result()
+            pending = saver.submit(saving.save, batch, reader.encoder.sha256, rows, hidden)
             offset += len(batch)
             report("references", offset, total)
-    return outcome
+        if pending is not None:
+            pending.result()
+    return saving.outcome
+
+
+class _Saving:
+    """Writes a batch down while the next one is encoded: one transaction a batch, in their order."""
+
+    def __init__(self, store: Store, library_id: uuid.UUID, file: LibraryFile, source: LibrarySource) -> None:
+        self.store, self.library_id, self.file, self.source = store, library_id, file, source
+        self.outcome: dict[str, Any] = {"loaded": 0, "embedded": 0, "quarantined": []}
+
+    def save(
+        self,
+        batch: Sequence[_Fetched],
+        encoder: str,
+        rows: Sequence[tuple[str, np.ndarray, str | None]],
+        hidden: dict[str, bytes],
+    ) -> None:
+        found = {f.reference.sha256: f.found for f in batch if f.reference is not None}
+        again = _Again(self.store, hidden, found, self.source)
+        with self.store.database.transaction() as session:
+            name_blobs(session, again.sha256s, again.put)  # a picture that was removed may be a reference now
+            library = session.get_one(Library, self.library_id)
+            for f in batch:
+                if f.reference is not None:
+                    libraries.save_reference(session, library, f.reference, self.file)
+                    self.outcome["loaded"] += 1
+                elif (r := f.refusal) is not None:
+                    libraries.quarantine(session, library, f.found, r.reason, r.message, r.next_step)
+                    self.outcome["quarantined"].append(asdict(r))
+            self.outcome["embedded"] += libraries.save_embeddings(session, encoder, rows)
 
 
 def _read_ahead(
@@ -310,10 +350,10 @@ def _read_ahead(
 ) -> Iterator[_Fetched]:
     """Fetch in the listing's order, `ahead` of what is encoded: downloads and decoding go on meanwhile."""
     todo = iter(wanted)
-    window: list[Future[_Fetched]] = [pool.submit(reader.fetch, o) for o in islice(todo, ahead)]
+    window = deque(pool.submit(reader.fetch, o) for o in islice(todo, ahead))
     while window:
-        yield window.pop(0).result()
-        window += [pool.submit(reader.fetch, o) for o in islice(todo, 1)]
+        yield window.popleft().result()
+        window.extend(pool.submit(reader.fetch, o) for o in islice(todo, 1))
 
 
 @dataclass(frozen=True)
@@ -349,9 +389,15 @@ def _encode(
     with store.database.transaction() as session:
         missing = sorted(libraries.missing_embeddings(session, set(prepared), made.encoder.sha256))
     encoded = made.encoder.encode_prepared([prepared[s] for s in missing], hidden=made.needs_hidden)
+    return _rows(store, zip(missing, encoded, strict=True))
+
+
+def _rows(
+    store: Store, encoded: Iterable[tuple[str, EncodedPicture]]
+) -> tuple[list[tuple[str, np.ndarray, str | None]], dict[str, bytes]]:
     rows: list[tuple[str, np.ndarray, str | None]] = []
     stored: dict[str, bytes] = {}
-    for sha256, e in zip(missing, encoded, strict=True):
+    for sha256, e in encoded:
         hidden = None
         if e.hidden is not None:
             data = e.hidden.astype(np.float16).tobytes()
@@ -362,15 +408,19 @@ def _encode(
 
 
 def _embed_stored(store: Store, sha256s: list[str], offset: int, total: int) -> int:
-    embedded, encoder = 0, engine(store.settings).encoder
-    for chunk in _chunks(sha256s, store.settings.ingest.batch):
-        opened = {s: encoder.prepare(picture_of(store, s)) for s in chunk}
-        rows, hidden = _encode(store, opened)
+    made, settings, embedded = engine(store.settings), store.settings.ingest, 0
+    with store.database.transaction() as session:
+        missing = sorted(libraries.missing_embeddings(session, set(sha256s), made.encoder.sha256))
+    for batch in made.encoder.encode_ahead(
+        missing, lambda sha256: picture_of(store, sha256), batch=settings.batch, readers=settings.readers,
+        hidden=made.needs_hidden,
+    ):  # fmt: skip
+        rows, hidden = _rows(store, batch)
         again = _Again(store, hidden)
         with store.database.transaction() as session:
             name_blobs(session, again.sha256s, again.put)
-            embedded += libraries.save_embeddings(session, encoder.sha256, rows)
-        offset += len(chunk)
+            embedded += libraries.save_embeddings(session, made.encoder.sha256, rows)
+        offset += len(batch)
         report("references", offset, total)
     return embedded
 

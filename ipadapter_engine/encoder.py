@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +30,8 @@ _PREPROCESSING = ("do_resize", "size", "resample", "do_center_crop", "crop_size"
                   "do_normalize", "image_mean", "image_std", "do_convert_rgb")  # fmt: skip
 MAX_TILES = 4
 NEARLY_SQUARE = 1.15  # of the long side to the short: so much of a picture a centre crop may lose
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +141,32 @@ class ImageEncoder:
         pooled = out.image_embeds.float().cpu().numpy()
         states = out.hidden_states[-2].float().cpu().numpy() if hidden else [None] * len(pooled)
         return [EncodedPicture(p, h) for p, h in zip(pooled, states, strict=True)]
+
+    def encode_ahead(
+        self, names: Iterable[Name], opened: Callable[[Name], Image.Image], *, batch: int, readers: int,
+        hidden: bool = False,
+    ) -> Iterator[list[tuple[Name, EncodedPicture]]]:  # fmt: skip
+        """Embeddings of any number of pictures, in their order, `batch` of them at a time.
+
+        opened: the picture of a name, RGB; what it raises passes. It is called by `readers` threads, which read and
+        prepare two batches ahead of the one that is encoded; nothing else is kept.
+        """
+
+        def ready(name: Name) -> tuple[Name, np.ndarray]:
+            return name, self.prepare(opened(name))
+
+        todo = iter(names)
+        with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
+            window = deque(pool.submit(ready, name) for name in islice(todo, 2 * batch))
+            try:
+                while window:
+                    part = [window.popleft().result() for _ in range(min(batch, len(window)))]
+                    window.extend(pool.submit(ready, name) for name in islice(todo, batch))
+                    encoded = self.encode_prepared([prepared for _, prepared in part], hidden=hidden)
+                    yield [(name, e) for (name, _), e in zip(part, encoded, strict=True)]
+            finally:
+                for future in window:  # whoever stops early waits for no picture that nobody wants
+                    future.cancel()
 
     @torch.inference_mode()
     def zero_hidden(self) -> np.ndarray:

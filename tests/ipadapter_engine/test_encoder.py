@@ -12,6 +12,7 @@ from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints
+from tests.ipadapter_engine.conftest import picture as drawn
 
 
 def opened(folder: Path) -> ImageEncoder:
@@ -135,3 +136,42 @@ def test_damaged_preprocessing_is_refused(other: Path) -> None:
     (other.parent / "feature_extractor" / "preprocessor_config.json").write_text("{")
     with pytest.raises(CheckpointRefused, match=r"preprocessor_config\.json"):
         opened(other)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 23])
+def test_pictures_that_are_read_ahead_are_embedded_in_their_order(encoder: ImageEncoder, count: int) -> None:
+    def opened(seed: int) -> Image.Image:
+        return drawn(seed)
+
+    batches = list(encoder.encode_ahead(range(count), opened, batch=4, readers=3, hidden=True))
+    assert [len(b) for b in batches] == [4] * (count // 4) + [count % 4] * (count % 4 > 0)
+    for seed, encoded in (row for batch in batches for row in batch):
+        (alone,) = encoder.encode([drawn(seed)], hidden=True)
+        assert np.abs(encoded.pooled - alone.pooled).max() <= 1e-5
+        assert encoded.hidden is not None
+    assert [name for batch in batches for name, _ in batch] == list(range(count))
+
+
+def test_no_more_than_three_batches_are_read_before_the_first_is_used(encoder: ImageEncoder) -> None:
+    read: list[int] = []
+
+    def opened(seed: int) -> Image.Image:
+        read.append(seed)
+        return drawn(seed)
+
+    batches = encoder.encode_ahead(range(100), opened, batch=4, readers=3)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert len(read) <= 12
+
+
+def test_a_picture_that_does_not_open_stops_at_its_batch(encoder: ImageEncoder) -> None:
+    def opened(seed: int) -> Image.Image:
+        if seed == 6:
+            raise OSError("cut short")
+        return drawn(seed)
+
+    batches = encoder.encode_ahead(range(12), opened, batch=4, readers=3)
+    assert len(next(batches)) == 4
+    with pytest.raises(OSError, match="cut short"):
+        next(batches)
