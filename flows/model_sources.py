@@ -208,7 +208,7 @@ class HubModels:
             )
         wanted = {within + name: name for name in chosen(inside, self.address)}
         beside = preprocessing_beside(self.path, list(wanted.values()))
-        return wanted | ({beside: PREPROCESSOR} if beside in names and self.path else {})
+        return wanted | ({beside: PREPROCESSOR} if beside is not None and beside in names and self.path else {})
 
     def _download(self, name: str, commit: str, aside: Path) -> None:
         from huggingface_hub import hf_hub_download

@@ -9,10 +9,13 @@ from ipadapter_engine.families import Family
 from ipadapter_engine.requests import MAX_SIDE_PX, BatchKey, GenerationRequest
 
 
-def key_of(request: GenerationRequest, family: Family, multiple_px: int) -> BatchKey:
+def key_of(
+    request: GenerationRequest, family: Family, multiple_px: int, with_lora: frozenset[str] = frozenset()
+) -> BatchKey:
     """The request's numbers with the family's in place of None; raises RequestRefused for what it cannot do.
 
-    multiple_px: what both sides must be a multiple of, see Checkpoint.multiple_px.
+    multiple_px: what both sides must be a multiple of, see Checkpoint.multiple_px. with_lora: the adapters whose files
+    bring a LoRA with them.
     """
     width = family.size_px if request.width_px is None else request.width_px
     height = family.size_px if request.height_px is None else request.height_px
@@ -28,12 +31,15 @@ def key_of(request: GenerationRequest, family: Family, multiple_px: int) -> Batc
             f"{family.title} has no scheduler {scheduler!r}", f"choose one of {', '.join(family.schedulers)}"
         )
     loras = tuple((c.sha256, c.strength) for c in request.heard_loras)
-    return BatchKey(width, height, request.steps or family.steps, scheduler, loras)
+    speaking = tuple(name for name in request.adapters if name in with_lora and request.heard_by(name))
+    return BatchKey(width, height, request.steps or family.steps, scheduler, loras, speaking)
 
 
-def grouped(requests: Sequence[GenerationRequest], family: Family, multiple_px: int) -> dict[BatchKey, list[int]]:
-    """Positions in `requests` by what their batch must share; every position comes once."""
+def grouped(
+    requests: Sequence[GenerationRequest], family: Family, multiple_px: int, with_lora: frozenset[str] = frozenset()
+) -> dict[BatchKey, list[int]]:
+    """Positions in `requests` by what their batch must share (`key_of`); every position comes once."""
     groups: dict[BatchKey, list[int]] = {}
     for i, request in enumerate(requests):
-        groups.setdefault(key_of(request, family, multiple_px), []).append(i)
+        groups.setdefault(key_of(request, family, multiple_px, with_lora), []).append(i)
     return groups

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,7 +25,8 @@ from ipadapter_engine.families import Family
 from ipadapter_engine.hashing import ModelHash
 from ipadapter_engine.image_prompts import Nothing, check_adapters, check_references, check_regions, image_prompts
 from ipadapter_engine.memory import MemoryBudget, in_batches
-from ipadapter_engine.prompts import IDENTITY, CharacterModel, ReferencePrompt
+from ipadapter_engine.projections import Reads
+from ipadapter_engine.prompts import IDENTITY, Array, CharacterModel, ReferencePrompt
 from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationRequest
 from ipadapter_engine.sources import check_source, sources_of, with_the_rest_kept
 from ipadapter_engine.texts import text_conditioning
@@ -40,8 +42,9 @@ class Engine:
         self._installed = Installed(checkpoint.unet, layers, further)
         self._in_controls = {kind: Installed(net.model) for kind, net in checkpoint.controls.items()}
         self._characters = Characters(
-            checkpoint.unet, [t.model for t in checkpoint.text], base=checkpoint.models[0].name
-        )
+            checkpoint.unet, [t.model for t in checkpoint.text], base=checkpoint.models[0].name,
+            adapters=checkpoint.adapters,
+        )  # fmt: skip
         self._lock = threading.Lock()
         self._nothing: dict[str, Nothing] = {}
         self._memory, self._memory_of_decoding = (MemoryBudget(checkpoint.unet.device) for _ in range(2))
@@ -91,7 +94,11 @@ class Engine:
         return loaded is not None and not loaded.pooled
 
     def reference(self, encoded: EncodedPicture, weight: float = 1.0, adapter: str = IDENTITY) -> ReferencePrompt:
-        """The part of an encoder's output that an adapter reads."""
+        """The part of an encoder's output that an adapter reads; RequestRefused for one that reads faces."""
+        if (reads := self._reads(adapter)) is not None and reads.face:
+            raise RequestRefused(
+                f"the adapter {adapter!r} reads faces", "give what a face model says of the picture to `face_reference`"
+            )
         embedding = encoded.hidden if self.reads_hidden(adapter) else encoded.pooled
         if embedding is None:
             raise RequestRefused("this adapter needs hidden states", "encode the reference with hidden=True")
@@ -101,9 +108,44 @@ class Engine:
         """Encode one picture as a reference."""
         return self.reference(self.encoder.encode([picture], hidden=self.reads_hidden(adapter))[0], weight, adapter)
 
+    def look_at_all_of(
+        self, picture: Image.Image, weight: float = 1.0, adapter: str = IDENTITY
+    ) -> tuple[ReferencePrompt, ...]:
+        """Encode one picture that is far from square as tiles side by side, so that nothing is cropped away."""
+        tiles = self.encoder.encode_tiled(picture, hidden=self.reads_hidden(adapter))
+        return tuple(self.reference(tile, weight / len(tiles), adapter) for tile in tiles)
+
+    def face_reference(
+        self, face: Array, encoded: EncodedPicture | None = None, weight: float = 1.0, adapter: str = IDENTITY
+    ) -> ReferencePrompt:
+        """A reference of a FaceID adapter: face (512,) by ArcFace, brought to length 1 where the adapter wants it.
+
+        encoded: what the encoder says of the aligned face, with hidden states; FaceID Plus reads it besides.
+        """
+        reads = self._reads(adapter)
+        if reads is None or not reads.face:
+            raise RequestRefused(f"the adapter {adapter!r} reads no faces", "load a FaceID adapter, or use `look_at`")
+        vector = np.asarray(face, dtype=np.float32)
+        length = float(np.linalg.norm(vector))
+        if length == 0:
+            raise RequestRefused("the embedding of a face is all zeros", "embed the face again")
+        vector = vector / length if reads.unit_face else vector
+        if reads.kind == "face":
+            return ReferencePrompt(vector, weight, adapter)
+        if encoded is None or encoded.hidden is None:
+            raise RequestRefused(
+                f"the adapter {adapter!r} reads hidden states beside the face",
+                "encode the aligned face with hidden=True",
+            )
+        return ReferencePrompt(encoded.hidden, weight, adapter, face=vector)
+
+    def _reads(self, adapter: str) -> Reads | None:
+        loaded = self.checkpoint.adapters.get(adapter)
+        return None if loaded is None else loaded.reads
+
     def batch_key(self, request: GenerationRequest) -> BatchKey:
         """What a request must share with others to be made in one batch; raises RequestRefused."""
-        return key_of(request, self.family, self.checkpoint.multiple_px)
+        return key_of(request, self.family, self.checkpoint.multiple_px, self._characters.adapters)
 
     def generate(
         self,
@@ -118,7 +160,7 @@ class Engine:
         Raises RequestRefused, and CheckpointRefused for a character model, before anything is made;
         GenerationFailed when memory runs out.
         """
-        groups = grouped(requests, self.family, self.checkpoint.multiple_px)
+        groups = grouped(requests, self.family, self.checkpoint.multiple_px, self._characters.adapters)
         self._check(requests, groups)
         made: dict[int, GeneratedImage] = {}
         with self._lock, _Decoding(self._decoded) as decoding:
@@ -133,7 +175,7 @@ class Engine:
 
                     def make(part: Sequence[int], key: BatchKey = key) -> Sequence[int]:
                         mine = [requests[i] for i in part]
-                        with self._characters.playing(mine[0].heard_loras):
+                        with self._characters.playing(mine[0].heard_loras, key.adapters):
                             latents = self._denoised(mine, key, on_step)
                         decoding.begin(part, mine, key, latents, made)
                         return part
@@ -264,20 +306,18 @@ class _Decoding:
     ) -> None:
         """Wait for the batch before, then decode this one into `made`, by row."""
         self.wait()
-        ready = torch.cuda.Event() if latents.is_cuda else None
-        if ready is not None:
-            ready.record(torch.cuda.current_stream(latents.device))
+        ready = torch.cuda.current_stream(latents.device).record_event() if latents.is_cuda else None
 
         def decode() -> None:
             made.update(zip(rows, self._decode(requests, key, latents), strict=True))
 
-        def decode_on_gpu() -> None:
+        def decode_beside(ready: torch.Event) -> None:
             stream = torch.cuda.Stream(latents.device)
             with torch.cuda.stream(stream):
                 stream.wait_event(ready)
                 decode()
 
-        self._under_way = self._thread.submit(decode if ready is None else decode_on_gpu)
+        self._under_way = self._thread.submit(decode) if ready is None else self._thread.submit(decode_beside, ready)
 
     def wait(self) -> None:
         """Raises what decoding raised."""

@@ -158,7 +158,7 @@ class GenerationRequest:
 class BatchKey:
     """Requests that share it can be made in one batch: a LoRA changes the weights of all of it.
 
-    loras: sha256 and strength of each.
+    loras: sha256 and strength of each. adapters: those that speak and bring a LoRA with them (FaceID).
     """
 
     width_px: int
@@ -166,6 +166,7 @@ class BatchKey:
     steps: int
     scheduler: str
     loras: tuple[tuple[str, float], ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

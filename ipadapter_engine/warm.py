@@ -149,7 +149,7 @@ def _frozen(value: Any) -> Hashable:
         return tuple(sorted((k, _frozen(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
         return tuple(map(_frozen, value))
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _free() -> None:

@@ -52,7 +52,7 @@ def _unsupported(request: GenerationRequest, native: NativeFamily) -> Iterator[t
     weights = {r.weight for r in heard(request)}
     asked: tuple[tuple[bool, str, str], ...] = (
         (any(c.heard for c in request.controls), "ControlNets here", f"leave its controls out, or {_ADAPTER_BASE}"),
-        (request.heard_character is not None, "model of a character here",
+        (request.character is not None and request.character.strength > 0, "model of a character here",
          f"write character_model: none and show it references, or {_ADAPTER_BASE}"),
         (any(m.strength > 0 for m in request.loras), "LoRAs here", f"leave them out, or {_ADAPTER_BASE}"),
         (bool(request.regions) or any(r.region for r in request.references), "regions",
