@@ -90,7 +90,7 @@ def of_checkpoint(paths: CheckpointPaths) -> Likeness:
     encoder = ImageEncoder.open(paths.encoder, name=paths.encoder.name, processor_folder=features)
     roles = ("text_encoder", "text_encoder_2")
     hashes = [ModelHash(role, paths.base.name, "", "as the checkpoint's own") for role in roles]
-    return _of_encoder(encoder, lambda: open_texts(paths.base), hashes, paths.encoder)
+    return _of_encoder(encoder, lambda: open_texts(paths.base, paths.tokenizer), hashes, paths.encoder)
 
 
 def _of_encoder(
@@ -116,8 +116,13 @@ def _text_half(
         return _texts(own[0], lambda out: out.pooler_output.float() @ weight.T), told
     for part, role in zip(own, ("text_encoder", "text_encoder_2"), strict=False):
         if isinstance(part.model, CLIPTextModelWithProjection) and part.model.config.projection_dim == encoder.dim:
-            return _texts(part, _projected), next(m for m in hashes if m.role == role)
+            return _texts(part, _projected), _named(hashes, role)
     return None, None
+
+
+def _named(hashes: Sequence[ModelHash], role: str) -> ModelHash:
+    """The hash of a part of the base, which of a base in one file is the whole file's."""
+    return next((m for m in hashes if m.role == role), hashes[0])
 
 
 def _read_projection(file: Path, shape: tuple[int, int]) -> torch.Tensor:

@@ -200,17 +200,6 @@ def test_text_encoders_of_another_width_are_refused(folder: Path, checkpoints: C
     assert "give 32" in refusal.message
 
 
-def test_an_inpainting_base_is_refused(folder: Path) -> None:
-    tiny.change_json(folder / "unet" / "config.json", in_channels=9)
-    (weights,) = (folder / "unet").glob("*.safetensors")
-    state = load_file(weights)
-    state["conv_in.weight"] = torch.zeros(32, 9, 3, 3)
-    save_file(state, weights, metadata={"format": "pt"})
-    refusal = refusal_of(folder)
-    assert "9 channels" in refusal.message
-    assert "inpainting" in refusal.next_step
-
-
 def test_a_first_stage_of_an_unknown_kind_is_named(folder: Path) -> None:
     tiny.change_json(folder / "vae" / "config.json", _class_name="AsymmetricAutoencoderKL")
     assert "AsymmetricAutoencoderKL" in refusal_of(folder).message

@@ -49,8 +49,13 @@ SIDE_PX = 32  # the image encoder's pictures
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-def write_sd15(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """A Stable Diffusion 1.5 folder: stride 8, four cross-attention layers (numbers 1, 3, 5, 7)."""
+def write_sd15(
+    folder: Path, *, prediction_type: str = "epsilon", as_original: bool = False, unet_changes: Any = None
+) -> Path:
+    """A Stable Diffusion 1.5 folder: stride 8, four cross-attention layers (numbers 1, 3, 5, 7).
+
+    as_original: with the real one's heads, groups and schedule, as one file does not tell them.
+    """
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -58,13 +63,14 @@ def write_sd15(folder: Path, *, prediction_type: str = "epsilon") -> Path:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=8,
+        attention_head_dim=8 if as_original else 4,
+        norm_num_groups=32 if as_original else 8,
+        **(unet_changes or {}),
     )
     scheduler = PNDMScheduler(**BETAS, set_alpha_to_one=False, skip_prk_steps=True, prediction_type=prediction_type)
     pipe = StableDiffusionPipeline(
-        vae=_vae(levels=4),
-        text_encoder=_seeded(CLIPTextModel(_text_config(pad=1)), 2),
+        vae=_vae(levels=4, as_original=as_original),
+        text_encoder=_seeded(CLIPTextModel(_text_config(pad=1, as_original=as_original)), 2),
         tokenizer=_tokenizer(folder / "tokenizer", pad="<|endoftext|>"),
         unet=_seeded(unet, 1),
         scheduler=scheduler,
@@ -75,12 +81,21 @@ def write_sd15(folder: Path, *, prediction_type: str = "epsilon") -> Path:
     )
     pipe.save_pretrained(folder)
     _tokenizer(folder / "tokenizer", pad="<|endoftext|>")
-    change_json(folder / "scheduler" / "scheduler_config.json", clip_sample=False)  # as in the real one, for DDIM
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    change_json(schedule, clip_sample=False)  # as in the real one, for DDIM
+    if as_original:
+        told = {k: v for k, v in json.loads(schedule.read_text()).items() if k != "timestep_spacing"}
+        schedule.write_text(json.dumps(told))  # the real one leaves it to each scheduler
     return folder
 
 
-def write_sdxl(folder: Path) -> Path:
-    """An SDXL folder: stride 4, two text encoders, deeper transformers in the second block, zeros for no negative."""
+def write_sdxl(folder: Path, *, as_original: bool = False, unet_changes: Any = None, **schedule: Any) -> Path:
+    """An SDXL folder: stride 4, two text encoders, deeper transformers in the second block, zeros for no negative.
+
+    as_original: with the real one's heads, groups and activations, as one file does not tell them, and stride 8.
+    schedule: of the scheduler, in place of SDXL's own.
+    """
+    levels = 4 if as_original else 3
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -90,27 +105,30 @@ def write_sdxl(folder: Path) -> Path:
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         cross_attention_dim=2 * WIDTH,
-        attention_head_dim=(4, 8),
-        norm_num_groups=8,
+        attention_head_dim=(1, 1) if as_original else (4, 8),
+        norm_num_groups=32 if as_original else 8,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        **(unet_changes or {}),
     )
+    second = _text_config(pad=2, as_original=as_original, act="gelu" if as_original else "quick_gelu")
     pipe = StableDiffusionXLPipeline(
-        vae=_vae(levels=3),
-        text_encoder=_seeded(CLIPTextModel(_text_config(pad=1)), 2),
-        text_encoder_2=_seeded(CLIPTextModelWithProjection(_text_config(pad=2)), 3),
+        vae=_vae(levels=levels, as_original=as_original, scaling_factor=0.13025),
+        text_encoder=_seeded(CLIPTextModel(_text_config(pad=1, as_original=as_original)), 2),
+        text_encoder_2=_seeded(CLIPTextModelWithProjection(second), 3),
         tokenizer=_tokenizer(folder / "tokenizer", pad="<|endoftext|>"),
         tokenizer_2=_tokenizer(folder / "tokenizer_2", pad="!"),
         unet=_seeded(unet, 1),
-        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading"),
+        scheduler=EulerDiscreteScheduler(**{**BETAS, "timestep_spacing": "leading", **schedule}),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
     pipe.save_pretrained(folder)
     _tokenizer(folder / "tokenizer", pad="<|endoftext|>")
     _tokenizer(folder / "tokenizer_2", pad="!")
-    change_json(folder / "scheduler" / "scheduler_config.json", clip_sample=False)
+    own = {"set_alpha_to_one": False} if as_original else {}
+    change_json(folder / "scheduler" / "scheduler_config.json", clip_sample=False, **own)
     return folder
 
 
@@ -323,14 +341,15 @@ def _seeded(module: Any, seed: int) -> Any:
     return module.eval()
 
 
-def _vae(levels: int) -> AutoencoderKL:
+def _vae(levels: int, *, as_original: bool = False, scaling_factor: float = 0.18215) -> AutoencoderKL:
     model = AutoencoderKL(
-        block_out_channels=(8,) * levels,
+        block_out_channels=(32 if as_original else 8,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=4,
-        norm_num_groups=4,
+        norm_num_groups=32 if as_original else 4,
         sample_size=64,
+        scaling_factor=scaling_factor,
     )
     return _seeded(model, 4)
 
@@ -342,17 +361,17 @@ def _vocabulary() -> dict[str, int]:
     return {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
 
 
-def _text_config(*, pad: int) -> CLIPTextConfig:
+def _text_config(*, pad: int, as_original: bool = False, act: str = "quick_gelu") -> CLIPTextConfig:
     vocabulary = _vocabulary()
     return CLIPTextConfig(
         vocab_size=len(vocabulary),
         hidden_size=WIDTH,
         intermediate_size=48,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=1 if as_original else 4,
         max_position_embeddings=LENGTH,
         projection_dim=WIDTH,
-        hidden_act="quick_gelu",
+        hidden_act=act,
         bos_token_id=vocabulary["<|startoftext|>"],
         eos_token_id=vocabulary["<|endoftext|>"],
         pad_token_id=pad,
