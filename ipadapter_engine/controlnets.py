@@ -19,13 +19,14 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from ipadapter_engine.attention import Conditioning
+from ipadapter_engine.control_file import read_control_file
 from ipadapter_engine.controls import check_shape, fitted
 from ipadapter_engine.errors import CheckpointRefused, RequestRefused
 from ipadapter_engine.prompts import ControlPrompt, inside
 from ipadapter_engine.requests import BatchKey, GenerationRequest
-from ipadapter_engine.weights import load_model, read_config
+from ipadapter_engine.weights import assembled, load_model, read_config
 
-_MUST_EQUAL = ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type",
+_MUST_EQUAL = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type",
                "addition_time_embed_dim", "projection_class_embeddings_input_dim")  # fmt: skip
 _UNSUPPORTED = ("global_pool_conditions", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 Residuals = list[Tensor]  # of the down blocks in their order, the mid block's last
@@ -45,20 +46,27 @@ class ControlNet:
 
 
 def open_control_net(
-    folder: Path, kind: str, unet: UNet2DConditionModel, *, stride: int, base: str, device: str, dtype: torch.dtype
+    path: Path, kind: str, unet: UNet2DConditionModel, *, stride: int, base: str, device: str, dtype: torch.dtype
 ) -> ControlNet:
-    """Open a diffusers folder and check that it fits `unet`, whose first stage has `stride`; raises CheckpointRefused.
+    """Open a diffusers folder or a single file and check that it fits `unet`, whose first stage has `stride`; raises
+    CheckpointRefused.
 
     base: how the refusal calls what the ControlNet must have been trained for.
     """
     next_step = f"load a ControlNet ({kind}) that was trained for {base}, saved by diffusers with safetensors weights"
-    if not (folder / "config.json").exists():
-        raise CheckpointRefused(f"there is no ControlNet ({kind}) in {folder}: it has no config.json", next_step)
-    name = read_config(folder / "config.json").get("_class_name", "ControlNetModel")
-    if name != "ControlNetModel":
-        raise CheckpointRefused(f"the ControlNet ({kind}) in {folder} is a {name}", next_step)
-    model = load_model(ControlNetModel, folder, dtype, next_step=next_step)
-    _check_fit(model.config, unet.config, stride, place=f"the ControlNet ({kind}) in {folder}", next_step=next_step)
+    if path.is_file():
+        place = f"the ControlNet ({kind}) {path.name}"
+        config, state = read_control_file(path, kind, unet, next_step=next_step)
+        _check_fit(config, unet.config, stride, place=place, next_step=next_step)
+        model = assembled(lambda: ControlNetModel(**config), state, dtype, place=place, next_step=next_step)
+    else:
+        if not (path / "config.json").exists():
+            raise CheckpointRefused(f"there is no ControlNet ({kind}) in {path}: it has no config.json", next_step)
+        name = read_config(path / "config.json").get("_class_name", "ControlNetModel")
+        if name != "ControlNetModel":
+            raise CheckpointRefused(f"the ControlNet ({kind}) in {path} is a {name}", next_step)
+        model = load_model(ControlNetModel, path, dtype, next_step=next_step)
+        _check_fit(model.config, unet.config, stride, place=f"the ControlNet ({kind}) in {path}", next_step=next_step)
     embedding = model.controlnet_cond_embedding
     bgr = model.config["controlnet_conditioning_channel_order"] == "bgr"
     model.controlnet_cond_embedding = nn.Identity()
@@ -75,8 +83,10 @@ def _check_fit(config: Mapping[str, Any], unet: Mapping[str, Any], stride: int, 
         raise CheckpointRefused(
             f"{place} reads pictures of {config['conditioning_channels']} channels, not RGB", next_step
         )
-    for name in _MUST_EQUAL:
-        has, needs = _plain(config.get(name)), _plain(unet.get(name))
+    for name in ("in_channels", *_MUST_EQUAL):
+        # the latents that it reads are what the UNet gives; an inpainting UNet reads more than them
+        needed = "out_channels" if name == "in_channels" else name
+        has, needs = _plain(config.get(name)), _plain(unet.get(needed))
         if has != needs:
             raise CheckpointRefused(
                 f"{place} does not fit this base: its {name} is {has}, the UNet's {needs}", next_step
@@ -101,7 +111,7 @@ def check_controls(request: GenerationRequest, key: BatchKey, loaded: Mapping[st
             raise RequestRefused(
                 f"a request has a control of kind {control.kind}; "
                 + (f"loaded ControlNets are {', '.join(sorted(loaded))}" if loaded else "no ControlNet is loaded"),
-                f"set ONMODEL_ENGINE__CONTROLS__{control.kind.upper()} to the folder of such a ControlNet",
+                f"set ONMODEL_ENGINE__CONTROLS__{control.kind.upper()} to the folder or file of such a ControlNet",
             )
         check_shape(f"a control ({control.kind})", control.picture.shape[:2], key.width_px, key.height_px)
 
