@@ -50,10 +50,10 @@ def train(
     train_adapter(checkpoint, examples, Path(out), wanted, on_step=partial(on_step, "steps"))
     file = Path(out) / wanted.file_name
     note = json.loads((Path(out) / f"{wanted.called}.json").read_text())
-    unet = next(m for m in checkpoint.models if m.role == "unet")
+    base = checkpoint.base_model
     new = NewModel(
-        ModelKind.ADAPTER, wanted.called, store.blobs.put(file.read_bytes()), file.stat().st_size, unet.name,
-        unet.sha256, sha256_of({k: note[k] for k in ("settings", "base", "encoder", "data", "examples")}),
+        ModelKind.ADAPTER, wanted.called, store.blobs.put(file.read_bytes()), file.stat().st_size, base.name,
+        base.sha256, sha256_of({k: note[k] for k in ("settings", "base", "encoder", "data", "examples")}),
         {**note["settings"], "base": note["base"], "encoder": note["encoder"], "data": note["data"],
          "examples": note["examples"]},
         {"seconds": note["seconds"], "last_loss": note["last_loss"]},
@@ -76,7 +76,11 @@ def _base_of_adapter(store: Store, paths: dict[str, str | None], wanted: Adapter
     half = {"bf16": torch.bfloat16, "fp16": torch.float16} if device.startswith("cuda") else {}
     base = Path(paths["base"]) if paths["base"] else chosen.base or EMBEDDED
     encoder = Path(paths["encoder"]) if paths["encoder"] else None if paths["base"] else chosen.encoder
-    return _opened(CheckpointPaths(base, encoder=encoder), device, half.get(wanted.precision, torch.float32))
+    return _opened(
+        CheckpointPaths(base, encoder=encoder, tokenizer=chosen.tokenizer),
+        device,
+        half.get(wanted.precision, torch.float32),
+    )
 
 
 def _opened(paths: CheckpointPaths, device: str, dtype: torch.dtype) -> Checkpoint:

@@ -110,7 +110,8 @@ def train(store: Store, plan: CharacterPlan, by: str, on_step: OnStep) -> dict[s
 
 def _own_checkpoint(store: Store, device: str, dtype: torch.dtype) -> Checkpoint:
     """The base for this training alone, as no picture may be made on it meanwhile; without what is not trained on."""
-    base = CheckpointPaths(configured(store.settings).engine.base or EMBEDDED)
+    chosen = configured(store.settings).engine
+    base = CheckpointPaths(chosen.base or EMBEDDED, tokenizer=chosen.tokenizer)
     opened = open_checkpoint(base, device=device, dtype=dtype)
     return dataclasses.replace(opened, adapter=None, further={}, controls={}, encoder=None)
 
@@ -129,9 +130,9 @@ def _recorded(
         licences.check_usable(session, ids, today())  # before there is a blob of it
     losses = [loss for _, loss in made.losses]
     figures = {"seconds": made.seconds, "first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
-    unet = next(m for m in checkpoint.models if m.role == "unet")
+    base = checkpoint.base_model
     new = NewModel(
-        ModelKind.CHARACTER, plan.name, store.blobs.put(made.file.read_bytes()), made.size_bytes, unet.name, unet.sha256,
+        ModelKind.CHARACTER, plan.name, store.blobs.put(made.file.read_bytes()), made.size_bytes, base.name, base.sha256,
         plan.plan_sha256, {**wanted.determining(), "base": made.base, "chosen": list(plan.chosen)}, figures,
         plan.character_id,
     )  # fmt: skip

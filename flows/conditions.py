@@ -249,8 +249,7 @@ class ConditionFinder:
             return None
         version = wanted if isinstance(wanted, int) else None
         model = models.get_character_model(self.session, character, version, self.today)
-        unet = next(m.sha256 for m in self.made.models if m.role == "unet")
-        if model.base_sha256 != unet:
+        if model.base_sha256 != self.made.checkpoint.base_model.sha256:
             raise RequestRefused(
                 f"version {model.version} of {character.name}'s model was trained on {model.base_name}, another base",
                 f"load that base, or train {character.name} on this one: onmodel train character {character.name}",

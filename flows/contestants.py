@@ -38,7 +38,15 @@ def with_plus(settings: EngineSettings, order: EvaluationOrder) -> EngineSetting
 def checkpoint_paths(settings: EngineSettings) -> CheckpointPaths:
     """Every file and folder that the settings' engine opens."""
     base = settings.base or EMBEDDED
-    return CheckpointPaths(base, settings.adapter, settings.encoder, settings.controls, settings.adapters).resolved()
+    return CheckpointPaths(
+        base,
+        settings.adapter,
+        settings.encoder,
+        settings.controls,
+        settings.adapters,
+        settings.words,
+        settings.tokenizer,
+    ).resolved()
 
 
 def contestants_of(

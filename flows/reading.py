@@ -69,4 +69,11 @@ def _open(settings_json: str) -> Likeness:
     from ipadapter_engine.evaluation.likeness import of_checkpoint
 
     settings = EngineSettings.model_validate_json(settings_json)
-    return of_checkpoint(CheckpointPaths(settings.base or EMBEDDED, encoder=settings.encoder))
+    try:
+        return of_checkpoint(
+            CheckpointPaths(settings.base or EMBEDDED, encoder=settings.encoder, tokenizer=settings.tokenizer)
+        )
+    except CheckpointRefused as error:
+        raise SearchUnavailable(
+            "what reads pictures and texts does not open", "`onmodel doctor` says what to do."
+        ) from error

@@ -88,9 +88,10 @@ def seeds_of(recipe: dict[str, Any]) -> list[int]:
 
 
 def models_of(made: Engine, recipe: dict[str, Any]) -> list[ModelHash]:
-    """The loaded models that have a part in a recipe's picture: those of every picture, then the ControlNets and the
-    style adapter if its request needs them. One that is not loaded is left out, so that `obstacle` names it."""
-    roles = _without_pictures(recipe).roles
+    """The loaded models that have a part in a recipe's picture: those of every picture, then the ControlNets, the
+    style adapter and the taught words if its request needs them. One that is not loaded is left out, so that `obstacle`
+    names it."""
+    roles = made.checkpoint.roles_of(_without_pictures(recipe))
     return [*made.models, *(made.checkpoint.beside[role] for role in roles if role in made.checkpoint.beside)]
 
 
@@ -98,7 +99,8 @@ def _without_pictures(recipe: dict[str, Any]) -> GenerationRequest:
     """The recipe's request as far as it says which models it needs; blank pictures and embeddings stand for its own."""
     blank, nobody = np.zeros((1, 1, 3), np.uint8), np.zeros(1, np.float32)
     return GenerationRequest(
-        recipe["prompt"], recipe["seed"], scale=recipe["scale"], window=(recipe["window"][0], recipe["window"][1]),
+        recipe["prompt"], recipe["seed"], negative_prompt=recipe["negative_prompt"], scale=recipe["scale"],
+        window=(recipe["window"][0], recipe["window"][1]),
         references=tuple(ReferencePrompt(nobody, adapter=r.get("adapter", IDENTITY)) for r in heard(recipe)),
         controls=tuple(
             ControlPrompt(blank, c["kind"], c["strength"], (c["window"][0], c["window"][1]))

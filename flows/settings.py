@@ -33,11 +33,15 @@ class S3Settings(BaseModel, frozen=True, extra="forbid"):
 
 
 class EngineSettings(BaseModel, frozen=True, extra="forbid"):
-    base: Path | None = Field(None, description="a diffusers folder; empty: the embedded studio model")
+    base: Path | None = Field(None, description="a diffusers folder or one file; empty: the embedded studio model")
+    tokenizer: Path | None = Field(None, description="a folder with CLIP's vocabulary, for a base that is one file")
     adapter: Path | None = Field(None, description="an IP-Adapter file in the official layout")
     encoder: Path | None = Field(None, description="the image encoder's folder")
-    controls: dict[str, Path] = Field({}, description="folders of ControlNets by kind, besides those in the base")
+    controls: dict[str, Path] = Field(
+        {}, description="ControlNets by kind, folders or files, besides those in the base"
+    )
     adapters: dict[str, Path] = Field({}, description="files of further adapters by name, such as style")
+    words: dict[str, Path] = Field({}, description="files of taught words by name, written <name> in prompts")
     depth_model: Path | None = Field(None, description="a depth estimation model's folder, to extract depth controls")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

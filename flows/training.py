@@ -60,7 +60,7 @@ async def train_adapter_model(
         out: The folder where the file, its log and its sheets go, and where a rerun goes on.
         variant: base reads pooled embeddings, plus the hidden states through a resampler.
         by: Who asks for it, as the audit will say.
-        base: A diffusers folder; by default that of ONMODEL_ENGINE__BASE, else the studio model.
+        base: A diffusers folder or one file; by default that of ONMODEL_ENGINE__BASE, else the studio model.
         encoder: The folder of the CLIP image encoder.
         settings: Fields of AdapterTraining that differ from its own, such as steps, batch_size, lr, seed.
         size_px: The side of the training pictures; by default the base's own.

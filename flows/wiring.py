@@ -106,7 +106,15 @@ def _engine(settings_json: str) -> Engine:
     if settings.dtype == "auto" and device.startswith("cuda") and settings.base is not None:
         dtype = torch.bfloat16
     base = settings.base or EMBEDDED
-    paths = CheckpointPaths(base, settings.adapter, settings.encoder, settings.controls, settings.adapters)
+    paths = CheckpointPaths(
+        base,
+        settings.adapter,
+        settings.encoder,
+        settings.controls,
+        settings.adapters,
+        settings.words,
+        settings.tokenizer,
+    )
     return Engine.open(paths, device=device, dtype=dtype)
 
 

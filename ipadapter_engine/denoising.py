@@ -194,12 +194,11 @@ class _Steps:
 
     def guidance_input(self, now: _Now) -> Tensor | None:
         """The guidance as an input of a UNet that was distilled with it (Meng et al., 2022, arXiv:2210.03142)."""
-        unet = self.checkpoint.unet
-        if unet.config["time_cond_proj_dim"] is None:
+        if self.checkpoint.guidance_dim is None:
             return None
         weights = [self.requests[i].guidance for i in now.active]
         scale = torch.tensor([self.checkpoint.family.guidance if w is None else w for w in weights]) - 1
-        return _guidance_embedding(scale, int(unet.config["time_cond_proj_dim"])).to(self.x.device, unet.dtype)
+        return _guidance_embedding(scale, self.checkpoint.guidance_dim).to(self.x.device, self.checkpoint.unet.dtype)
 
     def take(self, now: _Now, step: int, t: Tensor, guess: Tensor) -> None:
         """guess (rows of the forward, channels, h, w) float32: guide, let every lane step, keep what is not repainted."""

@@ -229,7 +229,7 @@ class Engine:
     ) -> Tensor:
         checkpoint = self.checkpoint
         guidance = torch.tensor([self.family.guidance if r.guidance is None else r.guidance for r in requests])
-        guided = checkpoint.unet.config["time_cond_proj_dim"] is None and any(
+        guided = checkpoint.guidance_dim is None and any(
             w != 1 and r.guidance_window[0] < r.guidance_window[1]
             for w, r in zip(guidance.tolist(), requests, strict=True)
         )

@@ -27,23 +27,16 @@ from ipadapter_engine.requests import BatchKey, GenerationRequest
 if TYPE_CHECKING:
     from ipadapter_engine.checkpoints import Checkpoint
 
-_CHANNELS_OF_INPAINTING = 9
-
 
 def first_step(request: GenerationRequest, steps: int) -> int:
     """The step that a request begins at: with a picture to start from the first ones are left out."""
     return 0 if request.source is None else steps - max(1, min(int(steps * request.source.strength), steps))
 
 
-def inpaints(checkpoint: Checkpoint) -> bool:
-    """Whether the UNet is one that is shown the mask and the masked picture."""
-    return int(checkpoint.unet.config["in_channels"]) == _CHANNELS_OF_INPAINTING
-
-
 def check_source(request: GenerationRequest, key: BatchKey, checkpoint: Checkpoint) -> None:
     """Raises RequestRefused for a picture or a mask of another shape, and where the base paints within masks only."""
     source = request.source
-    if inpaints(checkpoint) and (source is None or source.mask is None):
+    if checkpoint.inpaints and (source is None or source.mask is None):
         raise RequestRefused(
             "the loaded base paints within a mask and the request has none",
             "give a source picture with a mask, or load a text-to-image base",
@@ -98,18 +91,18 @@ def sources_of(
     """Encode the source pictures and draw every row's noise (float32, on the CPU, then moved)."""
     device = checkpoint.unet.device
     height, width = key.height_px // checkpoint.stride, key.width_px // checkpoint.stride
-    channels = int(checkpoint.vae.config["latent_channels"])
+    channels = checkpoint.latent_channels
     with_source = [i for i, r in enumerate(requests) if r.source is not None]
     own: dict[int, Tensor] = {}
     for i in with_source:
         source = _given(requests[i])
-        if not (inpaints(checkpoint) and source.strength == 1):
+        if not (checkpoint.inpaints and source.strength == 1):
             own[i] = _encoded(checkpoint, _pixels(source.picture, key), generators[i])
     noise = torch.stack([torch.randn(channels, height, width, generator=g) for g in generators]).to(device)
     if not with_source:
         return Sources(noise, None, None, None)
     latents, repainted = torch.zeros_like(noise), torch.ones(len(requests), 1, height, width, device=device)
-    shown = torch.zeros(len(requests), 1 + channels, height, width, device=device) if inpaints(checkpoint) else None
+    shown = torch.zeros(len(requests), 1 + channels, height, width, device=device) if checkpoint.inpaints else None
     for i in with_source:
         source = _given(requests[i])
         if i in own:

@@ -21,7 +21,8 @@ def text_conditioning(
     """Text states (rows, tokens, width), unconditional rows first, and what SDXL's UNet is told besides."""
     prompts = [r.negative_prompt for r in requests] * guided + [r.prompt for r in requests]
     distinct = list(dict.fromkeys(prompts))
-    outs = [encode_text(part, distinct, checkpoint.family.text_layer) for part in checkpoint.text]
+    told = [checkpoint.words.expanded(p) for p in distinct]
+    outs = [encode_text(part, told, checkpoint.family.text_layer) for part in checkpoint.text]
     states, pooled = torch.cat([states for states, _ in outs], dim=-1), outs[-1][1]
     rows = torch.tensor([distinct.index(p) for p in prompts], device=states.device)
     states = states[rows]

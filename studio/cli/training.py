@@ -37,7 +37,8 @@ def train_adapter(
     variant: Annotated[Literal["base", "plus"], typer.Option(help="base (4 tokens) or plus (16 tokens).")] = "base",
     name: Annotated[str | None, typer.Option(help="What the engine calls it: identity, plus, style, …")] = None,
     base: Annotated[
-        Path | None, typer.Option(help="A diffusers folder; default: ONMODEL_ENGINE__BASE, else the studio model.")
+        Path | None,
+        typer.Option(help="A diffusers folder or file; default: ONMODEL_ENGINE__BASE, else the studio model."),
     ] = None,
     encoder: Annotated[Path | None, typer.Option(help="The folder of the CLIP image encoder.")] = None,
     steps: Steps = None,

@@ -6,12 +6,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from sqlalchemy import select
 
 from asset_store.tables import Embedding, LineageRecord
 from flows.campaign import run_campaign
 from flows.library import ingest_library
 from flows.wiring import open_store
+from tests.ipadapter_engine import original_layout as original
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.studio_home import Home
 
@@ -45,6 +48,30 @@ def test_a_campaign_runs_on_the_checkpoint_of_the_settings(
     assert all(hidden) == (variant == "plus")
     assert {r["settings"]["family"] for r in records} == {layout}
     assert {m["name"] for m in records[0]["models"] if m["role"] == "ip-adapter"} == {"adapter.safetensors"}
+
+
+def test_a_campaign_runs_on_a_base_in_one_file_with_a_taught_word(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.write_sd15(tmp_path / "sd15", as_original=True)
+    base = original.write_base(tmp_path / "file" / "base.safetensors", folder)
+    (base.parent / "tokenizer").rename(tmp_path / "vocabulary")
+    adapter = tiny.write_safetensors(tmp_path / "a.safetensors", tiny.base_adapter_state(tiny.open_unet(folder)))
+    save_file({"emb_params": torch.ones(1, tiny.WIDTH)}, tmp_path / "fox.safetensors")
+    monkeypatch.setenv("ONMODEL_ENGINE__BASE", str(base))
+    monkeypatch.setenv("ONMODEL_ENGINE__TOKENIZER", str(tmp_path / "vocabulary"))
+    monkeypatch.setenv("ONMODEL_ENGINE__WORDS__FOX", str(tmp_path / "fox.safetensors"))
+    monkeypatch.setenv("ONMODEL_ENGINE__ADAPTER", str(adapter))
+    monkeypatch.setenv("ONMODEL_ENGINE__ENCODER", str(tiny.write_encoder(tmp_path / "clip")))
+    asyncio.run(ingest_library(str(home.library), "pat"))
+    report = asyncio.run(run_campaign(BRIEF.replace("a picture", "a <fox>"), "brief.yaml", "pat"))
+    assert (report["made"], report["problems"]) == (2, [])
+    with home.database.transaction() as session:
+        records = session.scalars(select(LineageRecord.record)).all()
+    named = {m["role"]: m["name"] for m in records[0]["models"]}
+    assert named["checkpoint"] == "base.safetensors"
+    assert named["word fox"] == "fox.safetensors"
+    assert "unet" not in named
 
 
 def test_another_encoder_embeds_what_is_stored_without_reading_the_library_again(
