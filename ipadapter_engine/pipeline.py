@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ipadapter_engine import registry
 from ipadapter_engine.attention import Installed
 from ipadapter_engine.batching import grouped, key_of
 from ipadapter_engine.characters import Characters
@@ -67,14 +68,12 @@ class Engine:
 
     def models_of(self, request: GenerationRequest) -> tuple[ModelHash, ...]:
         """All models that have a part in a request's picture: `models`, then those that it needs beside them
-        (`GenerationRequest.roles`) and its character model; what is at 0 has none.
+        (`Checkpoint.roles_of`), its character model and its LoRAs; what is at 0 has none.
 
-        Nothing is loaded for it: a character model's sha256 is the request's, verified when it is made.
+        Nothing is loaded for it: the sha256 of a LoRA is the request's, verified when it is made.
         """
-        named = tuple(self.checkpoint.beside[role] for role in request.roles if role in self.checkpoint.beside)
-        licence = "as the references that it was trained on"
-        loras = (ModelHash("character", lora.file.name, lora.sha256, licence) for lora in request.heard_loras)
-        return (*self.models, *named, *loras)
+        roles, beside = self.checkpoint.roles_of(request), self.checkpoint.beside
+        return (*self.models, *(beside[role] for role in roles if role in beside), *map(_model_of, _loras(request)))
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -280,6 +279,20 @@ class Engine:
         if name not in self._nothing:
             self._nothing[name] = self.checkpoint.adapters[name].nothing(lambda: self.encoder.zero_hidden())
         return self._nothing[name]
+
+
+def _loras(request: GenerationRequest) -> list[tuple[str, CharacterModel]]:
+    """The LoRAs that have a part in a request's picture, with the role that lineage names them by."""
+    return [("character" if lora is request.character else "lora", lora) for lora in request.heard_loras]
+
+
+def _model_of(named: tuple[str, CharacterModel]) -> ModelHash:
+    role, lora = named
+    if role == "character":
+        licence = "as the references that it was trained on"
+    else:
+        licence = registry.licence_of(lora.file, lora.sha256) or "as its own, not told here"
+    return ModelHash(role, lora.file.name, lora.sha256, licence)
 
 
 class _Decoding:
