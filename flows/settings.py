@@ -46,6 +46,11 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_batch: int | None = Field(None, ge=1, le=256)
+    compiled: bool = Field(False, description="compile the UNet's blocks: minutes at first, then quicker; for GPUs")
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = Field(
+        "auto", description="torch's kernel of it"
+    )
+    offload: bool = Field(False, description="only the part at work lies on the GPU, for small cards")
     gpus: int = Field(1, ge=1, le=10_000, description="of all machines: so many trainings and runs share them at once")
 
 

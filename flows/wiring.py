@@ -95,6 +95,7 @@ def _engine(settings_json: str) -> Engine:
     import torch
 
     from flows.settings import EngineSettings
+    from ipadapter_engine.acceleration import Acceleration
     from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
     from ipadapter_engine.pipeline import Engine
 
@@ -115,7 +116,8 @@ def _engine(settings_json: str) -> Engine:
         settings.words,
         settings.tokenizer,
     )
-    return Engine.open(paths, device=device, dtype=dtype)
+    how = Acceleration(compiled=settings.compiled, attention=settings.attention, offload=settings.offload)
+    return Engine.open(paths, device=device, dtype=dtype, acceleration=how)
 
 
 def os_user() -> str:

@@ -12,7 +12,7 @@ text and image are computed once a generation, not once a step; and a step is ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -183,6 +183,7 @@ class DecoupledAttention:
 
     def __init__(self, place: int, slot: ConditioningSlot, images: Mapping[str, ImageKeyValue]) -> None:
         self.place, self.slot, self.images = place, slot, dict(images)
+        self.attend: Callable[..., Tensor] = self._attended
 
     def __call__(
         self,
@@ -193,6 +194,15 @@ class DecoupledAttention:
         temb: Tensor | None = None,
     ) -> Tensor:
         """hidden_states (rows, positions, hidden) or (rows, hidden, h, w) -> the same shape."""
+        return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+    def _attended(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
         residual = hidden_states
         spatial = hidden_states.shape[2:] if hidden_states.ndim == 4 else None
         if spatial is not None:

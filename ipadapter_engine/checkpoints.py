@@ -89,6 +89,7 @@ class Checkpoint:
     controls: dict[str, ControlNet] = field(default_factory=dict)
     beside: dict[str, ModelHash] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
+    device: torch.device = torch.device("cpu")  # where it works; its parts lie there unless they are offloaded
 
     @property
     def base_model(self) -> ModelHash:
@@ -141,8 +142,14 @@ class Checkpoint:
         return int(2 ** (len(blocks) - 1))
 
 
-def open_checkpoint(paths: CheckpointPaths, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Open and check a checkpoint; raises CheckpointRefused with what to load instead."""
+def open_checkpoint(
+    paths: CheckpointPaths, *, device: str = "cpu", dtype: torch.dtype = torch.float32, offload: bool = False
+) -> Checkpoint:
+    """Open and check a checkpoint; raises CheckpointRefused with what to load instead.
+
+    offload: its parts lie on the CPU, each to be moved to the device for its work (`acceleration.Residence`).
+    """
+    works_on, device = torch.device(device), "cpu" if offload else device
     paths = paths.resolved()
     _check_names(paths)
     base = open_base(paths.base, tokenizer=paths.tokenizer, dtype=dtype)
@@ -157,16 +164,9 @@ def open_checkpoint(paths: CheckpointPaths, *, device: str = "cpu", dtype: torch
     for part in (base.unet, base.vae, *(t.model for t in base.text)):
         part.to(device).eval()
     made = Checkpoint(
-        base.family,
-        base.unet,
-        base.vae,
-        base.text,
-        base.scheduler_config,
-        None,
-        encoder,
-        models,
-        base.zero_empty_prompt,
-    )
+        base.family, base.unet, base.vae, base.text, base.scheduler_config, None, encoder, models,
+        base.zero_empty_prompt, device=works_on,
+    )  # fmt: skip
     if isinstance(base.unet.config["sample_size"], int):
         made.family = made.family.sized(base.unet.config["sample_size"] * made.stride)
     _add_adapters(made, paths, base.licence, device=device, dtype=dtype)

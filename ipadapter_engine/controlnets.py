@@ -177,7 +177,7 @@ def control_conditioning(
     entries = [(row, c) for row, r in enumerate(requests) for c in r.controls if c.kind == net.kind and c.heard]
     if not entries:
         return None
-    device, dtype = net.model.device, net.model.dtype
+    device, dtype = text.device, net.model.dtype
     distinct = {id(c.picture): c for _, c in entries}
     stack = torch.from_numpy(np.stack([fitted(c, key.width_px, key.height_px) for c in distinct.values()]))
     pictures = (stack.to(device).float() / 255).permute(0, 3, 1, 2).to(dtype)

@@ -65,7 +65,7 @@ def scheduler_for(checkpoint: Checkpoint, key: BatchKey) -> Any:
     """A scheduler with its steps set; raises RequestRefused for a number of steps that it cannot take."""
     scheduler = SCHEDULERS[key.scheduler].from_config(checkpoint.scheduler_config)
     try:
-        scheduler.set_timesteps(key.steps, device=checkpoint.unet.device)
+        scheduler.set_timesteps(key.steps, device=checkpoint.device)
     except ValueError as error:
         raise RequestRefused(
             f"the scheduler {key.scheduler} cannot take {key.steps} steps: {str(error).splitlines()[0]}",

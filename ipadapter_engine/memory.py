@@ -175,7 +175,7 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return min(int(psutil.virtual_memory().available), _container_bytes(_CGROUP))
+    return int(min(psutil.virtual_memory().available, _container_bytes(_CGROUP)))
 
 
 def _container_bytes(cgroup: Path) -> float:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipadapter_engine import registry
+from ipadapter_engine.acceleration import Acceleration, Residence
 from ipadapter_engine.attention import Installed
 from ipadapter_engine.batching import grouped, key_of
 from ipadapter_engine.characters import Characters
@@ -32,12 +33,15 @@ from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationReques
 from ipadapter_engine.sources import check_source, sources_of, with_the_rest_kept
 from ipadapter_engine.texts import text_conditioning
 
+_AS_IT_IS = Acceleration()
+
 
 class Engine:
     """An open checkpoint that makes pictures. One generation at a time; calls from other threads wait."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, acceleration: Acceleration = _AS_IT_IS) -> None:
+        self.checkpoint, self.acceleration = checkpoint, acceleration
+        self._residence = Residence(checkpoint.device, offload=acceleration.offload)
         layers = checkpoint.adapter.by_number() if checkpoint.adapter is not None else None
         further = {name: adapter.by_number() for name, adapter in checkpoint.further.items()}
         self._installed = Installed(checkpoint.unet, layers, further)
@@ -48,14 +52,21 @@ class Engine:
         )  # fmt: skip
         self._lock = threading.Lock()
         self._nothing: dict[str, Nothing] = {}
-        self._memory, self._memory_of_decoding = (MemoryBudget(checkpoint.unet.device) for _ in range(2))
+        self._memory, self._memory_of_decoding = (MemoryBudget(checkpoint.device) for _ in range(2))
+        acceleration.apply(checkpoint)
 
     @classmethod
     def open(
-        cls, paths: CheckpointPaths | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        paths: CheckpointPaths | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        acceleration: Acceleration = _AS_IT_IS,
     ) -> Engine:
         """Open a checkpoint; by default the embedded studio model. Raises CheckpointRefused."""
-        return cls(open_checkpoint(paths or CheckpointPaths(), device=device, dtype=dtype))
+        opened = open_checkpoint(paths or CheckpointPaths(), device=device, dtype=dtype, offload=acceleration.offload)
+        return cls(opened, acceleration)
 
     @property
     def family(self) -> Family:
@@ -162,7 +173,7 @@ class Engine:
         groups = grouped(requests, self.family, self.checkpoint.multiple_px, self._characters.adapters)
         self._check(requests, groups)
         made: dict[int, GeneratedImage] = {}
-        with self._lock, _Decoding(self._decoded) as decoding:
+        with self._lock, _Decoding(self._decoded, beside=not self.acceleration.offload) as decoding:
             try:
                 for rows in groups.values():
                     for lora in requests[rows[0]].heard_loras:
@@ -232,19 +243,28 @@ class Engine:
             w != 1 and r.guidance_window[0] < r.guidance_window[1]
             for w, r in zip(guidance.tolist(), requests, strict=True)
         )
-        text, added = text_conditioning(checkpoint, requests, key, guided=guided)
-        branches = image_prompts(
-            requests, checkpoint.adapters, {name: self._unconditional(name) for name in checkpoint.adapters},
-            key=key, stride=checkpoint.stride, halves=1 + guided, paths=self._installed.paths, presets=self.family.presets,
-        )  # fmt: skip
-        possible = (control_conditioning(requests, key, net, text, added) for net in checkpoint.controls.values())
-        controls = [c for c in possible if c is not None]
-        told = Told(text, added, branches, controls, guidance, 1 + guided)
+        adapters, nets = checkpoint.adapters, checkpoint.controls
         generators = [torch.Generator().manual_seed(r.seed) for r in requests]
-        sources = sources_of(checkpoint, requests, key, generators)
-        return denoised(
-            checkpoint, self._installed, self._in_controls, requests, key, told, sources, generators, on_step
-        )
+        at_work = self._residence.at_work
+        with at_work(*(part.model for part in checkpoint.text)):
+            text, added = text_conditioning(checkpoint, requests, key, guided=guided)
+        with at_work(*adapters.values(), *(net.embedding for net in nets.values())):
+            branches = image_prompts(
+                requests, adapters, {name: self._unconditional(name) for name in adapters}, key=key,
+                stride=checkpoint.stride, halves=1 + guided, paths=self._installed.paths, presets=self.family.presets,
+            )  # fmt: skip
+            possible = (control_conditioning(requests, key, net, text, added) for net in nets.values())
+            controls = [c for c in possible if c is not None]
+        with at_work(checkpoint.vae):
+            sources = sources_of(checkpoint, requests, key, generators)
+        told = Told(text, added, branches, controls, guidance, 1 + guided)
+        with (
+            at_work(checkpoint.unet, *adapters.values(), *(net.model for net in nets.values())),
+            self.acceleration.kernels(),
+        ):
+            return denoised(
+                checkpoint, self._installed, self._in_controls, requests, key, told, sources, generators, on_step
+            )
 
     @torch.inference_mode()
     def _decoded(self, requests: list[GenerationRequest], key: BatchKey, latents: Tensor) -> list[GeneratedImage]:
@@ -266,7 +286,8 @@ class Engine:
             torch.tensor(config.get(name) or blank, device=latents.device).view(1, -1, 1, 1)
             for name, blank in (("latents_mean", [0.0]), ("latents_std", [1.0]))
         )
-        pictures = vae.decode((mine * spread / config["scaling_factor"] + mean).to(vae.dtype)).sample.float()
+        with self._residence.at_work(vae):
+            pictures = vae.decode((mine * spread / config["scaling_factor"] + mean).to(vae.dtype)).sample.float()
         scaled = ((pictures / 2 + 0.5).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = scaled.permute(0, 2, 3, 1).cpu().numpy()
         return [
@@ -277,7 +298,9 @@ class Engine:
     def _unconditional(self, name: str) -> Nothing:
         """What the unconditional half hears of an adapter, such as zeros for base, an encoded zero picture for plus."""
         if name not in self._nothing:
-            self._nothing[name] = self.checkpoint.adapters[name].nothing(lambda: self.encoder.zero_hidden())
+            embedding, face = self.checkpoint.adapters[name].nothing(lambda: self.encoder.zero_hidden())
+            device = self.checkpoint.device
+            self._nothing[name] = embedding.to(device), None if face is None else face.to(device)
         return self._nothing[name]
 
 
@@ -298,8 +321,11 @@ def _model_of(named: tuple[str, CharacterModel]) -> ModelHash:
 class _Decoding:
     """Decodes a batch in a thread of its own while the next one is denoised; at most one is under way."""
 
-    def __init__(self, decode: Callable[[list[GenerationRequest], BatchKey, Tensor], list[GeneratedImage]]) -> None:
-        self._decode = decode
+    def __init__(
+        self, decode: Callable[[list[GenerationRequest], BatchKey, Tensor], list[GeneratedImage]], *, beside: bool
+    ) -> None:
+        """beside: in that thread; else `begin` waits until it is done."""
+        self._decode, self._beside = decode, beside
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
         self._under_way: Future[None] | None = None
 
@@ -330,7 +356,12 @@ class _Decoding:
                 stream.wait_event(ready)
                 decode()
 
-        self._under_way = self._thread.submit(decode) if ready is None else self._thread.submit(decode_beside, ready)
+        if not self._beside:
+            decode()
+        elif ready is None:
+            self._under_way = self._thread.submit(decode)
+        else:
+            self._under_way = self._thread.submit(decode_beside, ready)
 
     def wait(self) -> None:
         """Raises what decoding raised."""

@@ -89,7 +89,7 @@ def sources_of(
     checkpoint: Checkpoint, requests: Sequence[GenerationRequest], key: BatchKey, generators: Sequence[torch.Generator]
 ) -> Sources:
     """Encode the source pictures and draw every row's noise (float32, on the CPU, then moved)."""
-    device = checkpoint.unet.device
+    device = checkpoint.device
     height, width = key.height_px // checkpoint.stride, key.width_px // checkpoint.stride
     channels = checkpoint.latent_channels
     with_source = [i for i, r in enumerate(requests) if r.source is not None]
@@ -153,10 +153,10 @@ def _mask(mask: Array, key: BatchKey) -> Tensor:
 def _encoded(checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator) -> Tensor:
     """One picture's latents (channels, h, w) float32; a KL first stage's are sampled, as diffusers samples them."""
     vae, config = checkpoint.vae, checkpoint.vae.config
-    out = vae.encode(pixels[None].to(vae.device, vae.dtype))
+    out = vae.encode(pixels[None].to(checkpoint.device, vae.dtype))
     found = out.latent_dist.sample(generator) if isinstance(vae, AutoencoderKL) else out.latents
     mean, spread = (
-        torch.tensor(config.get(name) or blank, device=vae.device).view(1, -1, 1, 1)
+        torch.tensor(config.get(name) or blank, device=checkpoint.device).view(1, -1, 1, 1)
         for name, blank in (("latents_mean", [0.0]), ("latents_std", [1.0]))
     )
-    return ((found.float() - mean) * config["scaling_factor"] / spread)[0].to(checkpoint.unet.device)
+    return ((found.float() - mean) * config["scaling_factor"] / spread)[0].to(checkpoint.device)

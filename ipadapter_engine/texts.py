@@ -22,7 +22,7 @@ def text_conditioning(
     prompts = [r.negative_prompt for r in requests] * guided + [r.prompt for r in requests]
     distinct = list(dict.fromkeys(prompts))
     told = [checkpoint.words.expanded(p) for p in distinct]
-    outs = [encode_text(part, told, checkpoint.family.text_layer) for part in checkpoint.text]
+    outs = [encode_text(part, told, checkpoint.family.text_layer, checkpoint.device) for part in checkpoint.text]
     states, pooled = torch.cat([states for states, _ in outs], dim=-1), outs[-1][1]
     rows = torch.tensor([distinct.index(p) for p in prompts], device=states.device)
     states = states[rows]
@@ -42,10 +42,12 @@ def text_conditioning(
     }
 
 
-def encode_text(part: TextEncoder, texts: list[str], layer: int | None) -> tuple[Tensor, Tensor | None]:
+def encode_text(
+    part: TextEncoder, texts: list[str], layer: int | None, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """One encoder's states (texts, tokens, width) and, where it has a projection, its pooled text (texts, width)."""
     length = min(part.tokenizer.model_max_length, part.model.config.max_position_embeddings)
     ids = part.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    out = part.model(ids["input_ids"].to(part.model.device), output_hidden_states=layer is not None)
+    out = part.model(ids["input_ids"].to(device), output_hidden_states=layer is not None)
     states = out.last_hidden_state if layer is None else out.hidden_states[layer]
     return states, getattr(out, "text_embeds", None)

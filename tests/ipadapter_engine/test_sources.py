@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from diffusers import (
 )
 from PIL import Image
 
+from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import Array, SourcePicture
 from ipadapter_engine.requests import GenerationRequest
-from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
-from tests.ipadapter_engine.test_diffusers_parity import SIZES, TOLERANCE, request_for
+from tests.ipadapter_engine import tiny_checkpoints as tiny
+from tests.ipadapter_engine.conftest import PIPELINES, Checkpoints, Engines, picture
+from tests.ipadapter_engine.test_diffusers_parity import SIZES, TOLERANCE, latents_of_diffusers, request_for
 
 FROM_PICTURE = {"sd15": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline}
 WITHIN_MASK = {"sd15": StableDiffusionInpaintPipeline, "sdxl": StableDiffusionXLInpaintPipeline}
@@ -135,3 +138,32 @@ def test_sources_that_make_no_sense_are_refused() -> None:
     ):
         with pytest.raises(RequestRefused, match=told):
             SourcePicture(**wrong)
+
+
+# ---------------------------------------------------------------------- bases that were trained for it
+
+
+@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_an_inpainting_base_agrees_with_diffusers(tmp_path: Path, layout: str, strength: float) -> None:
+    write = {"sd15": tiny.write_sd15, "sdxl": tiny.write_sdxl}[layout]
+    folder = write(tmp_path / layout, unet_changes={"in_channels": 9})
+    engine = Engine.open(CheckpointPaths(folder))
+    source = SourcePicture(start(layout), strength, mask(layout))
+    request = request_for(layout, (), steps=6, source=source)
+    theirs = of_diffusers(Checkpoints({layout: folder}, folder, {}), engine, request, layout)
+    assert np.abs(latents(engine, request) - theirs).max() <= TOLERANCE
+    with pytest.raises(RequestRefused, match="within a mask"):
+        latents(engine, replace(request, source=None))
+
+
+@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+def test_a_base_that_is_told_its_guidance_agrees_with_diffusers(tmp_path: Path, layout: str) -> None:
+    write = {"sd15": tiny.write_sd15, "sdxl": tiny.write_sdxl}[layout]
+    folder = write(tmp_path / layout, unet_changes={"time_cond_proj_dim": 16})
+    engine = Engine.open(CheckpointPaths(folder))
+    request = request_for(layout, (), steps=4, guidance=6.0, scheduler="lcm")
+    pipe = PIPELINES[layout].from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert np.abs(latents(engine, request) - latents_of_diffusers(pipe, engine, request, [])).max() <= TOLERANCE
+    assert np.abs(latents(engine, request) - latents(engine, replace(request, guidance=2.0))).max() > 1e-3

@@ -1,0 +1,101 @@
+"""How the models are run on the machine at hand; pictures stay the same but for rounding.
+
+Everything here is torch's and diffusers': compiled transformer blocks, convolutions with channels last, a choice of
+attention kernels, and parts that leave the GPU while they have nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from ipadapter_engine.attention import DecoupledAttention
+from ipadapter_engine.errors import CheckpointRefused
+
+if TYPE_CHECKING:
+    from ipadapter_engine.checkpoints import Checkpoint
+
+Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """compiled: the UNet's transformer blocks are compiled by torch, once a batch size and picture size: minutes at first,
+        then quicker steps; for GPUs that make many pictures of one kind.
+    attention: which of torch's kernels; auto leaves it to torch, and one that cannot do what is asked is an error.
+    offload: only the part that is at work lies on the GPU: for cards that hold the UNet and not all beside it. The first
+        stage then decodes after a batch, not beside the next.
+    channels_last: the memory layout of convolutions; None: on GPUs.
+    backend: what compiles, by torch's name of it.
+    """
+
+    compiled: bool = False
+    attention: Kernel = "auto"
+    offload: bool = False
+    channels_last: bool | None = None
+    backend: str = "inductor"
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Kernel):
+            raise CheckpointRefused(
+                f"there is no attention kernel {self.attention!r}", f"choose one of {', '.join(get_args(Kernel))}"
+            )
+
+    def kernels(self) -> AbstractContextManager[Any]:
+        """Within, attention is computed by the chosen kernel."""
+        if self.attention == "auto":
+            return nullcontext()
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        names = {
+            "flash": "FLASH_ATTENTION",
+            "efficient": "EFFICIENT_ATTENTION",
+            "cudnn": "CUDNN_ATTENTION",
+            "math": "MATH",
+        }
+        return sdpa_kernel(getattr(SDPBackend, names[self.attention]))
+
+    def apply(self, checkpoint: Checkpoint) -> None:
+        """Prepare the models of an open checkpoint in which our attention is installed."""
+        last = checkpoint.device.type == "cuda" if self.channels_last is None else self.channels_last
+        if last:
+            for part in (checkpoint.unet, checkpoint.vae, *(net.model for net in checkpoint.controls.values())):
+                part.to(memory_format=torch.channels_last)
+        if self.compiled:
+            for processor in checkpoint.unet.attn_processors.values():
+                if isinstance(
+                    processor, DecoupledAttention
+                ):  # what it keeps between steps is no business of the compiler
+                    processor.attend = torch.compiler.disable(processor.attend)
+            checkpoint.unet.compile_repeated_blocks(backend=self.backend)
+
+
+class Residence:
+    """Which parts lie on the device: all of them, or with `offload` those at work."""
+
+    def __init__(self, device: torch.device, *, offload: bool) -> None:
+        self.device, self.offload = device, offload
+        self.there: tuple[nn.Module, ...] = ()
+
+    @contextmanager
+    def at_work(self, *parts: nn.Module) -> Iterator[None]:
+        """Within, these parts are on the device; no others are, where parts are offloaded. Not re-entrant."""
+        if not self.offload:
+            yield
+            return
+        self.there = parts
+        try:
+            for part in parts:
+                part.to(self.device)
+            yield
+        finally:
+            for part in parts:
+                part.to("cpu")
+            self.there = ()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
