@@ -89,7 +89,9 @@ class Checkpoint:
     controls: dict[str, ControlNet] = field(default_factory=dict)
     beside: dict[str, ModelHash] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
-    device: torch.device = torch.device("cpu")  # where it works; its parts lie there unless they are offloaded
+    device: torch.device = field(
+        default_factory=lambda: torch.device("cpu")
+    )  # where it works; its parts lie there unless they are offloaded
 
     @property
     def base_model(self) -> ModelHash:
