@@ -151,7 +151,6 @@ class ModelStore:
                 model = None
             (self.root / name).unlink()
             _flush(self.root)
-            self._sweep()
         return model
 
     def _verified(self, name: str) -> list[Problem]:
@@ -218,7 +217,6 @@ class ModelStore:
             os.symlink(f".data/{data.name}", link)
             os.replace(link, self.root / model.name)  # from here on it counts
             _flush(self.root)
-            self._sweep()
 
     def _sweep(self) -> None:
         """Delete what no model names: one that was replaced or removed, or that a killed process did not come to name."""
@@ -240,6 +238,8 @@ class ModelStore:
                     f"another process is adding or removing {name} now", "Run the command again when it has ended."
                 ) from None
             yield
+            with self._alone():  # also where nothing changed: whoever was killed before may have left something
+                self._sweep()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -233,60 +233,67 @@ def test_what_is_recognised_by_name_alone_is_said_to_be(store: ModelStore, made:
 
 # ---------------------------------------------------------------------------- killed at any point
 
-KILLED_AT = """
-import os, signal, sys
+KILLED = """
+import json, os, shutil, signal, sys
+from pathlib import Path
 from flows.models import ModelStore
 from flows.settings import S3Settings
-from pathlib import Path
-store, source, at = ModelStore(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-store.names()
-count = 0
-def heard(event, args):
-    global count
-    if event in ("open", "os.rename", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") and any(
-        str(store.root) in str(a) or str(a).startswith(".data/") for a in args
-    ):
-        count += 1
-        if count == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(heard)
-store.add(source, "pat", S3Settings(endpoint_url=None), name="ours", replacing=True)
+
+root, before, source = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+STEPS = ("open", "os.rename", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+
+
+def add(source):
+    return ModelStore(root).add(source, "pat", S3Settings(endpoint_url=None), name="ours", replacing=True).model.variant
+
+
+def killed_at(step):
+    count = 0
+
+    def heard(event, args):
+        nonlocal count
+        if event in STEPS and any(str(a).startswith((str(root), ".data/")) for a in args):
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if (child := os.fork()) == 0:
+        sys.addaudithook(heard)
+        add(source)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
+
+
+step, killed = 0, True
+while killed:
+    step += 1
+    shutil.rmtree(root, ignore_errors=True)
+    if before:
+        add(before)
+    killed = killed_at(step)
+    store = ModelStore(root)
+    there = store.find("ours")
+    told = {"there": there and there.variant, "problems": [p.message for p in store.verify()]}
+    told |= {"again": add(source), "whole": not store.verify(), "folders": len(list((root / ".data").iterdir()))}
+    print(json.dumps(told))
 """
 
 
-def killed_at(store: ModelStore, source: Path, at: int) -> int:
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED_AT, str(store.root), str(source), str(at)], check=False, cwd=ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert process.returncode in (0, -9), process.stderr
-    return process.returncode
-
-
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("before", ["", "base.safetensors"])
 def test_killed_at_any_step_there_is_the_model_before_or_the_new_one_whole(
-    store: ModelStore, made: Path, before: bool
+    store: ModelStore, made: Path, before: str
 ) -> None:
-    """Every second step that touches the disk, to the end."""
-    seen = set()
-    for at in range(1 + before, 400, 2):
-        shutil.rmtree(store.root, ignore_errors=True)
-        if before:
-            add(store, made / "base.safetensors", name="ours")
-        code = killed_at(store, made / "plus.safetensors", at)
-        assert store.verify() == []
-        there = store.find("ours")
-        seen.add(None if there is None else there.variant)
-        assert there is not None or not before
-        again = add(store, made / "plus.safetensors", name="ours", replacing=True)
-        assert again.model.variant == "plus"
-        assert store.verify() == []
-        assert len(list((store.root / ".data").iterdir())) == 1
-        if code == 0:
-            break
-    else:
-        raise AssertionError("it never came to its end")
-    assert seen == {"base" if before else None, "plus"}
+    """A process is killed at each step that touches the store, then at none; each time the same is added again."""
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(store.root), before and str(made / before), str(made / "plus.safetensors")],
+        check=False, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    steps = [json.loads(line) for line in process.stdout.splitlines()]
+    assert len(steps) > 15
+    assert {s["there"] for s in steps} == {"base" if before else None, "plus"}
+    assert not [s for s in steps if s["problems"]]
+    assert {(s["again"], s["whole"], s["folders"]) for s in steps} == {("plus", True, 1)}
 
 
 # ---------------------------------------------------------------------------- S3

@@ -11,7 +11,7 @@ from tests.studio_home import ROOT, SMALL_BRIEF, Home
 ENGINE = ("torch", "diffusers", "transformers", "peft", "accelerate")
 QUESTIONS = (
     "review list", "runs list", "train list", "people list", "keys list", "subscriptions list", "audit verify", "gc",
-    "release --to delivered", "campaign run --help", "tune --list",
+    "models list", "models verify", "release --to delivered", "campaign run --help", "tune --list",
 )  # fmt: skip
 UNKNOWN_NAMES = ("references Popeye", "calibrate Popeye", "tune --list Popeye", "campaign run --dry-run brief.yaml")
 

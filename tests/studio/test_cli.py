@@ -20,7 +20,7 @@ COMMANDS = (
     "review request-changes", "review waive", "review reopen", "review comment", "review assign", "review retake",
     "suspend", "reinstate", "withdraw", "release", "lineage", "audit verify", "recall",
     "references", "calibrate", "tune", "evaluate", "train adapter", "train character", "train list", "gc", "doctor",
-    "people add", "people list", "people grant", "people revoke", "people disable", "people link", "people unlink", "keys make", "keys list",
+    "models add", "models list", "models verify", "models remove", "people add", "people list", "people grant", "people revoke", "people disable", "people link", "people unlink", "keys make", "keys list",
     "keys revoke", "up", "mcp", "subscriptions add", "subscriptions list", "subscriptions remove",
 )  # fmt: skip
 
