@@ -130,12 +130,11 @@ def test_every_layer_adds_its_pair_by_alpha_over_rank(
             down, up = loras.pair(plain, rank, draw)
             into = plain.weight.shape[1]
             x = tiny.Draw(9)(2, into, 6, 6) if plain.weight.ndim == 4 else tiny.Draw(9)(2, 3, into)
-            lower = nn.functional.linear(x, down)
             if plain.weight.ndim == 4:
                 lower = nn.functional.conv2d(x, down, stride=plain.stride, padding=plain.padding)
                 added = nn.functional.conv2d(lower, up)
             else:
-                added = nn.functional.linear(lower, up)
+                added = nn.functional.linear(nn.functional.linear(x, down), up)
             now = models[model].get_submodule(path)
             assert (now(x) - plain(x) - 0.5 * alpha / rank * added).abs().max() <= EXACT, path
     assert len(layers) > 60
