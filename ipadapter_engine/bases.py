@@ -13,7 +13,7 @@ from ipadapter_engine import registry
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.families import Family, family_of
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
-from ipadapter_engine.single_file import open_single_file, open_text_models
+from ipadapter_engine.single_file import SUFFIXES, open_single_file, open_text_models
 from ipadapter_engine.text_encoders import (
     TextEncoder,
     check_text,
@@ -49,7 +49,7 @@ def open_base(place: Path, *, tokenizer: Path | None, dtype: torch.dtype) -> Bas
 
     tokenizer: a folder with CLIP's vocabulary for a base that is one file; a diffusers folder has its own.
     """
-    base = _of_file(place, tokenizer, dtype) if place.is_file() else _of_folder(place, dtype)
+    base = _of_file(place, tokenizer, dtype) if _is_one_file(place) else _of_folder(place, dtype)
     _check_channels(place, base.unet, base.vae)
     check_text(place, base.family, base.unet, base.text)
     if base.unet.config["time_cond_proj_dim"] is not None:
@@ -59,7 +59,7 @@ def open_base(place: Path, *, tokenizer: Path | None, dtype: torch.dtype) -> Bas
 
 def open_texts(place: Path, tokenizer: Path | None = None) -> list[TextEncoder]:
     """A base's text encoders alone, on the CPU. Raises CheckpointRefused."""
-    if place.is_file():
+    if _is_one_file(place):
         family, models = open_text_models(place)
         found = tokenizers_beside(place, tokenizer, family)
         texts = [TextEncoder(t, m) for t, m in zip(found, models, strict=True)]
@@ -69,6 +69,11 @@ def open_texts(place: Path, tokenizer: Path | None = None) -> list[TextEncoder]:
     for part in texts:
         part.model.eval()
     return texts
+
+
+def _is_one_file(place: Path) -> bool:
+    """Also one that is missing: then it is no folder that is missed."""
+    return place.is_file() or (place.suffix in SUFFIXES and not place.exists())
 
 
 def _of_folder(folder: Path, dtype: torch.dtype) -> Base:

@@ -304,3 +304,9 @@ def test_a_truncated_file_is_refused(folders: dict[str, Path], tmp_path: Path, n
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert ".safetensors" in refusal_of(tmp_path / "model.gguf").message
+
+
+def test_a_file_that_is_missing_is_told_as_a_file(tmp_path: Path) -> None:
+    refusal = refusal_of(tmp_path / "model.safetensors")
+    assert "no checkpoint file" in refusal.message
+    assert "ONMODEL_ENGINE__BASE" in refusal.next_step
