@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ipadapter_engine.checkpoints import Checkpoint, CheckpointPaths, open_checkpoint
-from ipadapter_engine.training import studio_data
+from ipadapter_engine.training import control_training, diffusion, first_stage, sight, studio_data
 from ipadapter_engine.training.adapter_training import AdapterTraining, train_adapter
 from ipadapter_engine.training.captions import (
     DEFAULT_STYLE,
@@ -71,6 +71,19 @@ def pictures() -> PictureSet:
     return rendered(60, seed=3, identities=held_out_identities()[:12])
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step does to a model shows in a few rows as in those of the recipe."""
+    for module, name in (
+        (sight, "BATCH"),
+        (diffusion, "BATCH"),
+        (control_training, "BATCH"),
+        (first_stage, "_CROPS"),
+        (first_stage, "_WHOLE"),
+    ):
+        monkeypatch.setattr(module, name, 4)
+
+
 @pytest.fixture(scope="module")
 def untrained_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written once; every test opens it anew, as trainings change what is open."""
@@ -86,6 +99,12 @@ def untrained(untrained_base: Path) -> Checkpoint:
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes longer than the few steps of a test."""
     monkeypatch.setattr(torch, "compile", lambda model: model)
+
+
+@pytest.fixture(scope="module")
+def encoded(untrained_base: Path, pictures: PictureSet) -> torch.Tensor:
+    """The pictures as the untrained base encodes them."""
+    return encode_all(open_checkpoint(CheckpointPaths(untrained_base)).vae, pictures)
 
 
 def changed(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
@@ -159,10 +178,10 @@ def test_the_parts_that_are_taught_lie_where_they_are_drawn(pictures: PictureSet
 
 @pytest.mark.parametrize(("variant", "name"), [("base", ""), ("plus", ""), ("base", "style")])
 def test_adapters_train_on_the_studio_s_pictures_and_the_base_stays_as_it_was(
-    untrained: Checkpoint, pictures: PictureSet, tmp_path: Path, variant: str, name: str
+    untrained: Checkpoint, pictures: PictureSet, encoded: torch.Tensor, tmp_path: Path, variant: str, name: str
 ) -> None:
     before = base_sha256s(untrained)
-    latents = LatentSet(pictures, encode_all(untrained.vae, pictures))
+    latents = LatentSet(pictures, encoded)
     data = StudioData(latents, untrained, pooled=variant == "base", style=name == "style")
     settings = AdapterTraining(steps=2, batch_size=4, variant=variant, name=name, precision="bf16")  # type: ignore[arg-type]
     adapter = train_adapter(untrained, data, tmp_path / "out", settings)
@@ -217,10 +236,10 @@ def test_an_exported_model_is_what_a_training_goes_on_from(tmp_path: Path) -> No
 
 
 def test_a_control_net_trains_and_the_base_stays_as_it_was(
-    untrained: Checkpoint, pictures: PictureSet, tmp_path: Path
+    untrained: Checkpoint, pictures: PictureSet, encoded: torch.Tensor, tmp_path: Path
 ) -> None:
     before = base_sha256s(untrained)
-    latents = LatentSet(pictures, encode_all(untrained.vae, pictures))
+    latents = LatentSet(pictures, encoded)
     net = train_pose_control(untrained, latents, tmp_path, steps=2, device=CPU)
     assert base_sha256s(untrained) == before
     assert any(p.abs().sum() > 0 for p in net.controlnet_mid_block.parameters())
