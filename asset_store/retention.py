@@ -205,8 +205,9 @@ def _named_by(chosen: Any = None) -> Iterable[Select[Any]]:
         yield select(column).distinct()
     held = Job.picture_sha256.is_not(None)  # of a picture that was removed the candidates are garbage, too
     for document, path, where in (
-        (Job.recipe, "$.controls[*].sha256", None), (Job.picture, "$.run.candidates[*].sha256", held),
-        (Run.result, "$.files.*", None), (Run.result, "$.cells[*].sha256", None),
+        (Job.recipe, "$.controls[*].sha256", None), (Job.recipe, "$.source.sha256", None),
+        (Job.recipe, "$.source.mask_sha256", None), (Job.recipe, "$.regions[*].sha256", None),
+        (Job.picture, "$.run.candidates[*].sha256", held), (Run.result, "$.files.*", None), (Run.result, "$.cells[*].sha256", None),
     ):  # fmt: skip
         value = func.jsonb_path_query(document, cast(path, JSONPATH)).op("#>>")(cast([], ARRAY(Text)))
         rows = select(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -22,18 +22,27 @@ from asset_store.library.yaml_model import parse_yaml
 from asset_store.reviewing import policy
 from flows import variables as open_words
 from flows.brief_fields import ModelChoice, Number, Part, Prompt, Seed, Size, Whole, Window, check_window
+from flows.brief_parts import (
+    Blocks,
+    NamedReference,
+    OrderedWindow,
+    References,
+    Region,
+    RegionName,
+    ScaleSteps,
+    Source,
+    Style,
+    check_regions,
+)
 from flows.budget import Budget
 from flows.timetable import Schedule
 from flows.variables import Variables
+from ipadapter_engine.emphasis import Combine
 
 DEFAULT_VARIANTS = 1
 LONGEST_SCHEDULED = 45
-_CAME_LATER = ("controls", "character_model", "best_of", "style_references")
-
-
-class NamedReference(Part):
-    file: str
-    weight: Number = Field(1.0, ge=0, le=10)
+_CAME_LATER = ("controls", "character_model", "best_of", "style_references", "blocks", "scale_steps", "combine", "style",
+               "guidance_window", "negative_references", "source", "regions", "region")  # fmt: skip
 
 
 class NamedControl(Part):
@@ -58,7 +67,9 @@ class NamedControl(Part):
 class Making(Part):
     """How pictures are made; what a shot leaves out comes from `defaults`, what these leave out from the family.
 
-    best_of: candidates a variant, of which the one most like its references is kept.
+    best_of: candidates a variant, of which the one most like its references is kept. blocks, scale_steps, combine: how
+    the identity adapter speaks; style: the style adapter. region: the one of `regions` that the shot's own references
+    speak in; without it they speak everywhere.
     """
 
     negative_prompt: Prompt | None = None
@@ -74,6 +85,15 @@ class Making(Part):
     character_model: ModelChoice | None = None
     best_of: Whole | None = Field(None, ge=1, le=64)
     style_references: tuple[str | NamedReference, ...] | None = Field(None, max_length=16)
+    blocks: Blocks | None = None
+    scale_steps: ScaleSteps | None = None
+    combine: Combine | None = None
+    style: Style | None = None
+    guidance_window: OrderedWindow | None = None
+    negative_references: tuple[str | NamedReference, ...] | None = Field(None, max_length=16)
+    source: Source | None = None
+    regions: tuple[Region, ...] | None = Field(None, max_length=16)
+    region: RegionName | None = None
 
     @model_validator(mode="after")
     def _window_in_order(self) -> Making:
@@ -95,7 +115,7 @@ class Shot(Making):
     name: Slug
     character: LineOfText
     prompt: Prompt
-    references: Literal["choose"] | tuple[str | NamedReference, ...] = "choose"
+    references: References = "choose"
     seed: Seed | None = None
     seeds: tuple[Seed, ...] | None = None
 
@@ -148,6 +168,12 @@ class Brief(Part):
         return bool(self.variables) or self.schedule is not None
 
     @property
+    def in_regions(self) -> set[str]:
+        """The characters that its regions name."""
+        makings = (self.defaults, *self.shots)
+        return {r.character for making in makings for r in making.regions or () if r.character is not None}
+
+    @property
     def pictures(self) -> int:
         """How many it asks for."""
         usual = self.defaults.variants or DEFAULT_VARIANTS
@@ -194,6 +220,7 @@ def parse_brief(text: str, *, file: str) -> Brief:
 
 def _cross_check(document: YamlDocument) -> None:
     _unique_names(document)
+    check_regions(document)
     open_words.check_names(document)
 
 

@@ -22,7 +22,8 @@ from asset_store.pictures import open_picture, pixel_sha256, to_png
 from asset_store.repositories import models
 from asset_store.rights import licences
 from asset_store.tables import Brand, Character, Library, Reference, ReferenceState, TrainedModel
-from flows.brief import Making, NamedControl, NamedReference
+from flows.brief import Making, NamedControl
+from flows.brief_parts import NamedReference
 from flows.configured import configured
 from flows.library import limits_of
 from flows.recipe_keys import BY_MODEL, heard
@@ -162,8 +163,8 @@ class ControlReader:
         """The library's reference of each picture that is named. Raises RequestRefused where the loaded base has no such
         control, Ambiguous and RightsRefused."""
         known = sorted(self.made.checkpoint.controls)
-        found: dict[str, Reference | None] = {}
-        for named in controls:
+        asked = list(controls)
+        for named in asked:
             if named.kind not in known:
                 raise RequestRefused(
                     f"the loaded base has no {named.kind} control",
@@ -171,9 +172,14 @@ class ControlReader:
                     if known
                     else "load a base with controlnet/ folders, or leave it out",
                 )
-            if named.picture not in found:
-                among = select(Reference).join(Library).where(Library.brand_id == self.brand.id)
-                found[named.picture] = find_named(session, among, named.picture, removed=self.folder is None)
+        return self.named(session, (c.picture for c in asked))
+
+    def named(self, session: Session, pictures: Iterable[str]) -> dict[str, Reference | None]:
+        """The library's reference of each picture that is named, None where it lies beside the brief. Raises Ambiguous
+        and RightsRefused."""
+        among = select(Reference).join(Library).where(Library.brand_id == self.brand.id)
+        asked = dict.fromkeys(pictures)
+        found = {picture: find_named(session, among, picture, removed=self.folder is None) for picture in asked}
         check_rights((r for r in found.values() if r is not None), self.today)
         return found
 
@@ -188,7 +194,7 @@ class ControlReader:
         out: dict[tuple[str, str], ControlPicture] = {}
         for named in controls:
             if named.picture not in opened:
-                opened[named.picture] = self._opened(named.picture, sources[named.picture])
+                opened[named.picture] = self.opened(named.picture, sources[named.picture])
             if key_of(named) not in out:
                 picture = opened[named.picture]
                 drawn = self._extracted(named.kind, picture) if named.extract else picture.convert("RGB")
@@ -196,7 +202,9 @@ class ControlReader:
                 out[key_of(named)] = ControlPicture(data, hashlib.sha256(data).hexdigest(), pixel_sha256(picture))
         return out
 
-    def _opened(self, picture: str, source: Reference | None) -> Image.Image:
+    def opened(self, picture: str, source: Reference | None) -> Image.Image:
+        """A picture that is named, RGB: of the library where it is a reference's, else from beside the brief. Raises
+        NotFound and PictureRefused."""
         if source is not None:
             data = self.store.blobs.get(source.sha256)
         elif self.folder is not None and (self.folder / picture).is_file():
@@ -241,7 +249,9 @@ class ConditionFinder:
         controls = tuple(self._control(c) for c in making.controls or ())
         sources = {c.source.id: c.source for c in controls if c.source is not None}
         entries += [reference_entry(r, 0.0, part=BY_CONTROL) for r in sources.values()]
-        entries += [reference_entry(r, w, adapter=STYLE) for r, w in self._style(making.style_references or ())]
+        silent = making.style is not None and making.style.scale == 0
+        style = () if silent else making.style_references or ()
+        entries += [reference_entry(r, w, adapter=STYLE) for r, w in self._style(style)]
         return Conditions(controls, model, tuple(entries))
 
     def _model(self, character: Character, wanted: str | int | None) -> TrainedModel | None:
@@ -258,13 +268,17 @@ class ConditionFinder:
 
     def _control(self, named: NamedControl) -> Control:
         picture = self.pictures[key_of(named)]
-        same = self._same_picture(picture.pixels)
-        source = self.sources[named.picture]
+        return Control(named, picture, self.descended(picture.pixels, self.sources[named.picture]))
+
+    def descended(self, pixels: str, named: Reference | None) -> Reference | None:
+        """The reference that a picture of these pixels is, under whatever name: `named`, unless one that is the same
+        picture was withdrawn. Raises RightsRefused."""
+        same, source = self._same_picture(pixels), named
         if source is None or (same is not None and same.state is ReferenceState.WITHDRAWN):
             source = same
         if source is not None:
             check_rights([source], self.today)
-        return Control(named, picture, source)
+        return source
 
     def _same_picture(self, pixels: str) -> Reference | None:
         """The reference with these very pixels, wherever it lies: a withdrawn one first, as rights are of the picture,

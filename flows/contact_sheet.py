@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from asset_store.tables import Asset, Brand, Campaign, CheckOutcome, Job, Library, Reference, ReferenceState
 from flows.library import picture_of
-from flows.recipes import BY_CONTROL
+from flows.recipe_keys import BY_MODEL
 from flows.wiring import Store
 
 TILE_PX, GAP_PX, MARGIN_PX, LABEL_PX, HEAD_PX = 148, 12, 28, 40, 84
@@ -146,10 +146,10 @@ def reference_sheet(store: Store, library_id: uuid.UUID, keys: Sequence[str]) ->
 
 
 def made_from(store: Store, recipe: dict[str, Any]) -> list[Tile]:
-    """What a shot's pictures follow: some references that say who is shown, then its controls."""
+    """What a shot's pictures follow: some references that say who is shown, then its controls and what it starts from."""
     who: dict[str, dict[str, Any]] = {}  # a reference may be heard by the adapter and have taught the model
     for r in recipe["references"]:
-        if "adapter" not in r and r.get("part") != BY_CONTROL:
+        if "adapter" not in r and "negative" not in r and r.get("part", BY_MODEL) == BY_MODEL:
             who.setdefault(r["sha256"], r)
     shown = list(who.values())[:MAX_REFERENCES]
     tiles = [Tile(picture_of(store, r["sha256"]), r.get("part", "reference"), r["key"], FAINT) for r in shown]
@@ -157,6 +157,8 @@ def made_from(store: Store, recipe: dict[str, Any]) -> list[Tile]:
         tiles.append(
             Tile(picture_of(store, control["sha256"]), f"control: {control['kind']}", control["picture"], FAINT)
         )
+    if (source := recipe.get("source")) is not None:
+        tiles.append(Tile(picture_of(store, source["sha256"]), "starts from", source["picture"], FAINT))
     return tiles
 
 

@@ -211,14 +211,17 @@ def _checks(
     ).all()
     named = ((r[0], r[1], f"{r[4]}/{r[2]} variant {r[3] + 1}") for r in others)
     results.append(check_duplicate(done.perceptual, done.pixels, named, policy))
-    identity = _identity(session, job, done, thresholds.get(character.id), policy, made.encoder.sha256)
+    threshold = thresholds.get(character.id) if _is_calibrated(asset, job) else None
+    identity = _identity(session, job, done, threshold, policy, made.encoder.sha256)
     return results if identity is None else [*results, identity]
 
 
 def _is_calibrated(asset: Asset, job: Job) -> bool:
-    """Whether the asset's identity is checked by its character's own threshold: a brief may set one instead."""
+    """Whether the asset's identity is checked by its character's own threshold: a brief may set one instead, and a
+    threshold of one character says nothing of a picture of several."""
     policy = CheckPolicy.model_validate(asset.campaign.brief.get("checks", {}))
-    return policy.identity_min is None and bool(recipes.of_identity(job.recipe))
+    several = recipes.shows_others(job.recipe, _name_of_character(asset))
+    return policy.identity_min is None and not several and bool(recipes.of_identity(job.recipe))
 
 
 def _identity(
@@ -240,7 +243,7 @@ def _identity(
     if not vectors:
         told = "its references have no embedding of the encoder that is loaded"
         return CheckResult("identity", CheckOutcome.NOT_RUN, told, POLICY_VERSION)
-    value, told = FALLBACK_IDENTITY, ""
+    value, told = FALLBACK_IDENTITY, "the usual threshold, as it shows several characters"
     if policy.identity_min is not None:
         value, told = policy.identity_min, "threshold of the brief"
     elif threshold is not None:
@@ -250,10 +253,12 @@ def _identity(
 
 
 def _character(session: Session, asset: Asset) -> Character:
-    name = next(s["character"] for s in asset.campaign.brief["shots"] if s["name"] == asset.shot)
-    return session.scalars(
-        select(Character).where(Character.brand_id == asset.campaign.brand_id, Character.name == name)
-    ).one()
+    named = Character.name == _name_of_character(asset)
+    return session.scalars(select(Character).where(Character.brand_id == asset.campaign.brand_id, named)).one()
+
+
+def _name_of_character(asset: Asset) -> str:
+    return next(str(s["character"]) for s in asset.campaign.brief["shots"] if s["name"] == asset.shot)
 
 
 def _references(session: Session, recipe: dict[str, Any]) -> list[Reference]:

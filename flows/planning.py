@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ from flows.brief import Brief, Making, Shot
 from flows.candidates import check_comparable
 from flows.choosing import find_references
 from flows.conditions import ConditionFinder, Conditions, ControlReader
-from flows.shots import chooses, chosen, merged, named, seeds_of
+from flows.directions import Direction, DirectionFinder, names_of, read_pictures
+from flows.shots import Picked, chosen, merged, named, seeds_of, together, voices
 from flows.text_tower import text_tower
 from flows.wiring import Store, engine
 from ipadapter_engine.errors import RequestRefused
@@ -59,6 +61,7 @@ class CampaignPlan:
     to_draw: int = 0  # pictures that the engine makes: with best_of, several for each that is kept
     left_out: Mapping[str, list[str]] = field(default_factory=dict)  # shot -> references it does not use, and why
     conditions: Mapping[str, Conditions] = field(default_factory=dict)
+    directions: Mapping[str, Direction] = field(default_factory=dict)
 
     @property
     def to_make(self) -> int:
@@ -93,13 +96,14 @@ class CampaignPlan:
             "best_of": recipes.candidates(mine[0]) if mine else 1,
             "preset": None if preset is None else preset["version"],
             **self.conditions.get(shot.name, Conditions()).as_json(),
+            **self.directions.get(shot.name, Direction()).as_json(),
         }
 
 
 def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> CampaignPlan:
     """Resolve a brief against the library and the loaded checkpoint; reads only.
 
-    folder: where the brief lies, for the control pictures that it names by a path.
+    folder: where the brief lies, for the pictures that it names by a path.
     Raises NotFound, Ambiguous, RightsRefused (a reference that may not be used today) or RequestRefused (the family
     cannot). Pictures are read and compared between two short transactions; rights are asked for again by whoever makes
     the jobs.
@@ -110,30 +114,41 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
     today = datetime.now(UTC).date()
     makings = {shot.name: merged(brief.defaults, shot) for shot in brief.shots}
     controls = [c for making in makings.values() for c in making.controls or ()]
+    casts = {shot.name: voices(shot, makings[shot.name]) for shot in brief.shots}
+    shown = [voice for cast in casts.values() for voice in cast]
     with store.database.transaction() as session:
         brand, characters = _named_in(session, brief)
         reader = ControlReader(store, made, brand, today, folder)
         sources = reader.sources(session, controls)
-        choosing = {s.character for s in brief.shots if chooses(s, makings[s.name])}
+        named_pictures = reader.named(session, chain(*names_of(makings.values())))
+        choosing = {v.character for v in shown if v.chooses}
         encoder = made.encoder.sha256
         found = {name: find_references(session, store, characters[name], encoder, today) for name in sorted(choosing)}
     pictures = reader.read(controls, sources)
-    prompts = list(dict.fromkeys(s.prompt for s in brief.shots if chooses(s, makings[s.name])))
+    read = read_pictures(reader, list(makings.values()), named_pictures)
+    prompts = list(dict.fromkeys(s.prompt for s in brief.shots if any(v.chooses for v in casts[s.name])))
     texts = dict(zip(prompts, tower.texts(prompts), strict=True)) if tower is not None and prompts else {}
-    picked = {
-        s.name: chosen(found[s.character], s.prompt, texts.get(s.prompt), makings[s.name])
+    ranked = {
+        (s.name, v): chosen(found[v.character], s.prompt, texts.get(s.prompt), makings[s.name])
         for s in brief.shots
-        if chooses(s, makings[s.name])
+        for v in casts[s.name]
+        if v.chooses
     }
     planned: list[PlannedPicture] = []
+    picked: dict[str, Picked] = {}
     conditions: dict[str, Conditions] = {}
+    directions: dict[str, Direction] = {}
     with store.database.transaction() as session:
         finder = ConditionFinder(session, made, brand, today, sources, pictures)
+        directing = DirectionFinder(finder, read)
         for shot in brief.shots:
             character, making = characters[shot.character], makings[shot.name]
             conditions[shot.name] = found_here = finder.of(character, making)
-            if shot.name not in picked:
-                picked[shot.name] = named(session, shot, making, character, today)
+            directions[shot.name] = directed = directing.of(shot.character, making)
+            picked[shot.name] = together(
+                (v, ranked[shot.name, v] if v.chooses else named(session, v, characters[v.character], today))
+                for v in casts[shot.name]
+            )
             preset = None if found_here.model is not None else _preset(session, made, character, making)
             if preset is not None:
                 window = (preset.window_start, preset.window_end)
@@ -141,7 +156,8 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
             for variant, seed in enumerate(seeds_of(brief, shot, making)):
                 entries = picked[shot.name].entries
                 recipe = recipes.recipe_of(made, found_here.prompt(shot.prompt), seed, making, entries)
-                recipe = _best_of(found_here.into(recipe, made), brief, shot, making)
+                recipe = directed.into(found_here.into(recipe, made), made)
+                recipe = _best_of(recipe, brief, shot, making)
                 if preset is not None and entries:
                     recipe["preset"] = {"id": str(preset.id), "version": preset.version}
                 job = NewJob(recipe_keys.job_key(recipe), recipes.batch_key(made, recipe), recipe)
@@ -153,19 +169,23 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
     to_draw = sum(recipes.candidates(job.recipe) for key, job in todo.items() if key not in done)
     sha256 = sha256_of(brief.model_dump(mode="json"))
     told, left_out = {n: p.told for n, p in picked.items()}, {n: p.left_out for n, p in picked.items()}
-    return CampaignPlan(brief, sha256, tuple(planned), told, len(done), cost, to_draw, left_out, conditions)
+    return CampaignPlan(brief, sha256, tuple(planned), told, len(done), cost, to_draw, left_out, conditions, directions)
 
 
 def _named_in(session: Session, brief: Brief) -> tuple[Brand, dict[str, Character]]:
-    """The brand and the characters of a brief, by their names."""
+    """The brand and the characters of a brief and of its regions, by their names."""
     brand = libraries.get_brand(session, brief.brand)
-    names = dict.fromkeys(shot.character for shot in brief.shots)
+    cast = (voice for shot in brief.shots for voice in voices(shot, merged(brief.defaults, shot)))
+    names = dict.fromkeys([*(shot.character for shot in brief.shots), *(voice.character for voice in cast)])
     return brand, {name: libraries.get_character(session, brand, name) for name in names}
 
 
 def _preset(session: Session, made: Engine, character: Character, making: Making) -> Preset | None:
-    """What was found together is used together or not at all; and it was found without a character's own model."""
+    """What was found together is used together or not at all; and it was found without a character's own model, for one
+    character that speaks in all blocks and steps alike."""
     if making.scale is not None or making.window is not None:
+        return None
+    if making.blocks is not None or making.scale_steps is not None or making.regions:
         return None
     return presets.find_preset(session, character.id, recipes.models_sha256(made), met=True)
 
@@ -180,7 +200,7 @@ def _best_of(recipe: dict[str, Any], brief: Brief, shot: Shot, making: Making) -
             "give it references or a character model, or best_of: 1 for this shot",
         )
     judged = {"candidates": making.best_of, "blank_spread": brief.checks.blank_spread}
-    return {**recipe, "recipe": recipes.WITH_CONDITIONS, "best_of": judged}
+    return {**recipe, "recipe": max(recipe["recipe"], recipes.WITH_CONDITIONS), "best_of": judged}
 
 
 def submit_campaign(
@@ -194,11 +214,12 @@ def submit_campaign(
     library has changed since and would be planned otherwise now.
     """
     brief = plan.brief
-    controls = {sha256: data for found in plan.conditions.values() for sha256, data in found.blobs.items()}
-    for data in controls.values():  # before the rows that name them
+    found = (*plan.conditions.values(), *plan.directions.values())
+    blobs = {sha256: data for part in found for sha256, data in part.blobs.items()}
+    for data in blobs.values():  # before the rows that name them
         store.blobs.put(data, "image/png")
     with store.database.transaction() as session:
-        name_blobs(session, controls, lambda sha256: store.blobs.put(controls[sha256], "image/png"))
+        name_blobs(session, blobs, lambda sha256: store.blobs.put(blobs[sha256], "image/png"))
         if run_id is not None and not runs.beat(session, run_id, phase="making"):
             raise RunOver(runs.get(session, run_id).state)
         brand = libraries.get_brand(session, brief.brand)

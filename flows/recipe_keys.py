@@ -22,9 +22,18 @@ def job_key(recipe: dict[str, Any]) -> str:
     said = {k: v for k, v in recipe.items() if k not in UNDETERMINING}
     said["models"] = [{"role": m["role"], "sha256": m["sha256"]} for m in recipe["models"]]
     determining = [r for r in recipe["references"] if r.get("part") != BY_MODEL]
-    said["references"] = [_only(r, "sha256", "weight", "adapter", "part") for r in determining]
+    places = {region["name"]: place for place, region in enumerate(recipe.get("regions", ()))}
+    said["references"] = [
+        _only(r, "sha256", "weight", "adapter", "part", "negative")
+        | ({"region": places[r["region"]]} if "region" in r else {})
+        for r in determining
+    ]
     if "controls" in recipe:
         said["controls"] = [_only(c, "kind", "sha256", "strength", "window") for c in recipe["controls"]]
+    if "regions" in recipe:
+        said["regions"] = [_only(r, "sha256", "box") for r in recipe["regions"]]
+    if "source" in recipe:
+        said["source"] = _only(recipe["source"], "sha256", "strength", "mask_sha256")
     if "character_model" in recipe:
         said["character_model"] = _only(recipe["character_model"], "sha256", "strength")
     return sha256_of(said)

@@ -15,6 +15,7 @@ from asset_store.canonical import sha256_of
 from asset_store.tables import Reference
 from flows.brief import Making
 from flows.recipe_keys import BY_MODEL, heard
+from ipadapter_engine.emphasis import AdapterSettings
 from ipadapter_engine.hashing import ModelHash
 from ipadapter_engine.prompts import IDENTITY, ControlPrompt, ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
@@ -22,18 +23,21 @@ from ipadapter_engine.requests import GenerationRequest
 if TYPE_CHECKING:
     from ipadapter_engine.pipeline import Engine
 
-PLAIN, WITH_CONDITIONS = 1, 2  # what `recipe` says: the keys that a plain recipe has, and those beyond them
+# What `recipe` says: the keys that a plain recipe has, those of conditions, and those of flows.directions. A worker of a
+# release that does not know a kind leaves it to others, where it would make the picture without what it does not know.
+PLAIN, WITH_CONDITIONS, DIRECTED = 1, 2, 3
 STYLE = "style"  # the adapter, and the role of its references
 BY_CONTROL = "control"  # the part of a reference that a control picture is from
+BY_SOURCE, BY_MASK = "source picture", "mask"  # of one that the picture starts from, and of one that says where
 
 
 def reference_entry(
-    row: Reference, weight: float, *, chosen: str = "", part: str = "", adapter: str = ""
+    row: Reference, weight: float, *, chosen: str = "", part: str = "", adapter: str = "", negative: bool = False
 ) -> dict[str, Any]:
     """One reference of a recipe. `part`: how it has part in the picture if no adapter hears it; `adapter`: which one
-    does, if not the identity adapter; `chosen`: how it was chosen."""
+    does, if not the identity adapter; `chosen`: how it was chosen; `negative`: guidance leads away from it."""
     entry = {"id": str(row.id), "key": row.key, "sha256": row.sha256, "weight": weight}
-    optional = {"adapter": adapter, "part": part, "chosen": chosen}
+    optional = {"adapter": adapter, "part": part, "chosen": chosen, "negative": negative}
     return {**entry, **{k: v for k, v in optional.items() if v}}
 
 
@@ -68,9 +72,31 @@ def recipe_of(
 
 
 def of_identity(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """The references that say who is shown: those of the identity adapter, else those its character model learnt from."""
-    by_adapter = [r for r in heard(recipe) if "adapter" not in r]
+    """The references that say who is shown, in all regions: those of the identity adapter, else those its character
+    model learnt from."""
+    by_adapter = [r for r in heard(recipe) if "adapter" not in r and "negative" not in r]
     return by_adapter or [r for r in recipe["references"] if r.get("part") == BY_MODEL]
+
+
+def shows_others(recipe: dict[str, Any], character: str) -> bool:
+    """Whether a region shows somebody else than the character of its shot."""
+    return any(region["character"] != character for region in recipe.get("regions", ()))
+
+
+def settings_of(recipe: dict[str, Any]) -> dict[str, AdapterSettings]:
+    """How its adapters speak, by name, where it says so. Raises RequestRefused."""
+    return {
+        name: AdapterSettings(
+            said.get("blocks"), (said["window"][0], said["window"][1]) if "window" in said else None,
+            tuple(said.get("scale_steps", ())), said.get("combine", "concat"),
+        )
+        for name, said in recipe.get("adapters", {}).items()
+    }  # fmt: skip
+
+
+def scales_of(recipe: dict[str, Any]) -> dict[str, float]:
+    """How strongly the adapters beside the identity adapter speak, where it says so."""
+    return {name: said["scale"] for name, said in recipe.get("adapters", {}).items() if "scale" in said}
 
 
 def candidates(recipe: dict[str, Any]) -> int:
@@ -106,12 +132,13 @@ def _without_pictures(recipe: dict[str, Any]) -> GenerationRequest:
             ControlPrompt(blank, c["kind"], c["strength"], (c["window"][0], c["window"][1]))
             for c in recipe.get("controls", ())
         ),
+        scales=scales_of(recipe), settings=settings_of(recipe),
     )  # fmt: skip
 
 
 def obstacle(made: Engine, recipe: dict[str, Any]) -> str | None:
     """Why a worker with this engine cannot make a recipe that another one may, without a full stop; None if it can."""
-    if recipe["recipe"] not in (PLAIN, WITH_CONDITIONS):
+    if recipe["recipe"] not in (PLAIN, WITH_CONDITIONS, DIRECTED):
         return f"its recipe is of kind {recipe['recipe']}, which the worker's release does not know"
     loaded = [m.sha256 for m in models_of(made, recipe)]
     if loaded == [m["sha256"] for m in recipe["models"]]:

@@ -74,7 +74,7 @@ def told_of(retake: Retake) -> dict[str, Any]:
 
 def _settings(asset: Asset, recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe's settings, told as this asset's campaign said them: a job is shared by all that want its picture, so
-    the preset and the names of control pictures in its recipe may be another campaign's."""
+    the preset and the names of pictures and regions in its recipe may be another campaign's."""
     settings = {k: v for k, v in recipe.items() if k not in _ELSEWHERE}
     making = _making(asset)
     if "scale" in making or "window" in making or making.get("character_model", "none") != "none":
@@ -85,7 +85,21 @@ def _settings(asset: Asset, recipe: dict[str, Any]) -> dict[str, Any]:
         settings["controls"] = [
             {**c, "picture": mine["picture"], "extracted": mine.get("extract", False)} for c, mine in told
         ]
+    if "source" in settings and "source" in making:
+        names = {name: making["source"][name] for name in ("picture", "mask") if name in settings["source"]}
+        settings["source"] = {**settings["source"], **names}
+    if "regions" in settings:
+        settings["regions"] = [
+            {**region, **{name: mine[name] for name in ("name", "mask") if name in region}}
+            for region, mine in _own_regions(making, recipe)
+        ]
     return settings
+
+
+def _own_regions(making: dict[str, Any], recipe: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The recipe's regions, each with what the asset's brief says of it: they are in the brief's order in both."""
+    regions, own = recipe.get("regions", []), making.get("regions") or []
+    return list(zip(regions, own if len(own) == len(regions) else regions, strict=True))
 
 
 def _making(asset: Asset) -> dict[str, Any]:
@@ -98,6 +112,7 @@ def _making(asset: Asset) -> dict[str, Any]:
 
 def _references(asset: Asset, recipe: dict[str, Any], references: Sequence[Reference]) -> list[dict[str, Any]]:
     shot = _making(asset)
+    regions = {region["name"]: mine for region, mine in _own_regions(shot, recipe)}
     parts: dict[str, list[dict[str, Any]]] = {}
     for entry in recipe["references"]:
         parts.setdefault(entry["id"], []).append(entry)
@@ -109,8 +124,8 @@ def _references(asset: Asset, recipe: dict[str, Any], references: Sequence[Refer
             "s3_version_id": r.version_id,
             "role": r.role,
             "weight": parts[str(r.id)][0]["weight"],
-            "part": [_part(entry) for entry in parts[str(r.id)]],
-            "chosen": _how_chosen(parts[str(r.id)][0], shot),
+            "part": [_part(entry, regions) for entry in parts[str(r.id)]],
+            "chosen": _how_chosen(parts[str(r.id)][0], shot, regions),
             "licence": {
                 "name": r.licence_name,
                 "holder": r.licence_holder,
@@ -121,16 +136,25 @@ def _references(asset: Asset, recipe: dict[str, Any], references: Sequence[Refer
     ]
 
 
-def _part(entry: dict[str, Any]) -> str:
-    """What a reference has to do with the picture: the adapter that heard it, or how else it came in."""
-    return str(entry.get("part") or f"{entry.get('adapter', 'identity')} adapter")
+def _part(entry: dict[str, Any], regions: dict[str, dict[str, Any]]) -> str:
+    """What a reference has to do with the picture: the adapter that heard it and where, or how else it came in."""
+    if "part" in entry:
+        return str(entry["part"])
+    where = f" in region {regions[entry['region']]['name']}" if "region" in entry else ""
+    return f"{entry.get('adapter', 'identity')} adapter{', to lead away from' if 'negative' in entry else where}"
 
 
-def _how_chosen(entry: dict[str, Any], shot: dict[str, Any]) -> str:
+def _how_chosen(entry: dict[str, Any], shot: dict[str, Any], regions: dict[str, dict[str, Any]]) -> str:
     """A job is shared by all that want its picture, so what its recipe tells may be another campaign's reason."""
     if entry.get("part") == recipe_keys.BY_MODEL:
         return "the character's model learnt from it"
-    if "part" in entry or "adapter" in entry or shot.get("references", "choose") != "choose":
+    said = shot
+    if "region" in entry and (mine := regions[entry["region"]])["name"] != shot.get("region"):
+        said = mine
+    if (
+        any(name in entry for name in ("part", "adapter", "negative"))
+        or (said.get("references") or "choose") != "choose"
+    ):
         return NAMED
     return str(entry.get("chosen", "chosen by the library's ranking"))
 

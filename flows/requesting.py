@@ -1,4 +1,4 @@
-"""From a job's recipe to what the engine is asked for: embeddings, control pictures and a character's model, verified."""
+"""From a job's recipe to what the engine is asked for: embeddings, pictures, masks and a character's model, verified."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from asset_store.tables import Embedding
 from flows import recipe_keys, recipes
 from flows.candidates import check_comparable
 from flows.conditions import pixels_of, reference_ids
+from flows.directions import box_mask, mask_of
 from flows.library import picture_of
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import sha256_of_file
-from ipadapter_engine.prompts import IDENTITY, CharacterModel, ControlPrompt, ReferencePrompt
+from ipadapter_engine.prompts import IDENTITY, CharacterModel, ControlPrompt, ReferencePrompt, SourcePicture
 from ipadapter_engine.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def requests_of(store: Store, engine: Engine, recipe: dict[str, Any]) -> list[Ge
         recipe["prompt"], recipe["seed"], _references(store, engine, recipe, found), recipe["negative_prompt"],
         recipe["scale"], (recipe["window"][0], recipe["window"][1]), recipe["width_px"], recipe["height_px"],
         recipe["steps"], recipe["guidance"], recipe["scheduler"], _controls(store, recipe), _character(store, recipe),
+        scales=recipes.scales_of(recipe), settings=recipes.settings_of(recipe), regions=_regions(store, recipe),
+        source=_source(store, recipe), guidance_window=_guidance_window(recipe),
     )  # fmt: skip
     return [replace(request, seed=seed) for seed in recipes.seeds_of(recipe)]
 
@@ -67,7 +70,8 @@ def _references(
             vector = raw.reshape(-1, engine.encoder.hidden_dim).astype(np.float32)
         else:
             vector = _hidden(store, engine, r["sha256"])
-        references.append(ReferencePrompt(vector, r["weight"], adapter))
+        negative, region = r.get("negative", False), r.get("region")
+        references.append(ReferencePrompt(vector, r["weight"], adapter, negative=negative, region=region))
     return tuple(references)
 
 
@@ -101,6 +105,28 @@ def _controls(store: Store, recipe: dict[str, Any]) -> tuple[ControlPrompt, ...]
         )
         for c in recipe.get("controls", ())
     )
+
+
+def _regions(store: Store, recipe: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {
+        r["name"]: mask_of(store.blobs.get(r["sha256"]))
+        if "sha256" in r
+        else box_mask(r["box"], recipe["width_px"], recipe["height_px"])
+        for r in recipe.get("regions", ())
+    }
+
+
+def _source(store: Store, recipe: dict[str, Any]) -> SourcePicture | None:
+    source = recipe.get("source")
+    if source is None:
+        return None
+    mask = mask_of(store.blobs.get(source["mask_sha256"])) if "mask_sha256" in source else None
+    return SourcePicture(pixels_of(store.blobs.get(source["sha256"])), source["strength"], mask)
+
+
+def _guidance_window(recipe: dict[str, Any]) -> tuple[float, float]:
+    start, end = recipe.get("guidance_window", (0.0, 1.0))
+    return start, end
 
 
 def _character(store: Store, recipe: dict[str, Any]) -> CharacterModel | None:

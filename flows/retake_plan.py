@@ -72,7 +72,8 @@ class RetakePlan:
 
 def suggest(session: Session, asset: Asset) -> Wishes:
     """Changes from what was said: the words of remarks and reasons go behind the prompt, and a failed or doubtful identity
-    check raises the scale. Regions are shown to the producer; no engine here repaints a part of a picture yet."""
+    check raises the scale. What remarks point at is shown to the producer: the picture is made anew as a whole, with the
+    recipe's own regions, source and emphasis."""
     version = _current(asset)
     recipe = session.get_one(Job, version.job_key).recipe
     remarks = remarks_of(session, asset.id)

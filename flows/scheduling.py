@@ -56,7 +56,7 @@ def schedule_campaign(
     next_at = asked.schedule.next_after(now)
     if next_at is None:
         raise BriefInvalid([Problem(brief.file, 1, "schedule", "All of its times are over.")])
-    brand = known(session, campaign_of(request_of_campaign(brief, next_at), asked))
+    brand = known(session, campaign_of(request_of_campaign(brief, next_at), asked), brief)
     planned = Planned(
         name=asked.campaign, brief=brief.text, brief_name=brief.file, folder=brief.folder, rhythm=asked.schedule.model_dump(mode="json"),
         budget=None if asked.budget is None else asked.budget.model_dump(mode="json"), by=by, person_id=person_id, key_id=key_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -14,7 +15,8 @@ from sqlalchemy.orm import Session
 from asset_store.errors import NotFound
 from asset_store.tables import Character, Reference
 from flows import recipes
-from flows.brief import DEFAULT_VARIANTS, Brief, Making, NamedReference, Shot
+from flows.brief import DEFAULT_VARIANTS, Brief, Making, Shot
+from flows.brief_parts import NamedReference, References
 from flows.choosing import CharacterReferences
 from flows.conditions import check_rights, find_named
 
@@ -46,9 +48,40 @@ def seeds_of(brief: Brief, shot: Shot, making: Making) -> list[int]:
     return [int.from_bytes(hashlib.sha256(n.encode()).digest()[:4], "big") for n in names]
 
 
-def chooses(shot: Shot, making: Making) -> bool:
-    """Whether references are chosen from the ranked library for it."""
-    return shot.references == "choose" and making.scale != 0
+@dataclass(frozen=True)
+class Voice:
+    """The references of one character in one place. region: where they speak, "" for everywhere."""
+
+    character: str
+    references: References
+    region: str = ""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether references are chosen from the ranked library for it."""
+        return self.references == "choose"
+
+
+def voices(shot: Shot, making: Making) -> list[Voice]:
+    """The shot's own references, everywhere or in the region that it names for them, then those of every other region;
+    none for text only."""
+    if making.scale == 0:
+        return []
+    regions = making.regions or ()
+    own = Voice(shot.character, shot.references, (making.region or "") if regions else "")
+    further = (Voice(r.character or shot.character, r.references or "choose", r.name) for r in regions)
+    return [own, *(voice for voice in further if voice.region != own.region)]
+
+
+def together(picked: Iterable[tuple[Voice, Picked]]) -> Picked:
+    """What all voices of a shot picked, each reference with the region that it speaks in."""
+    out = Picked([], [], [])
+    for voice, mine in picked:
+        place, where = ({"region": voice.region}, f", in region {voice.region}") if voice.region else ({}, "")
+        out.entries.extend({**entry, **place} for entry in mine.entries)
+        out.told.extend(f"{line}{where}" for line in mine.told)
+        out.left_out.extend(f"{line}{where}" for line in mine.left_out)
+    return out
 
 
 def chosen(library: CharacterReferences, prompt: str, text: np.ndarray | None, making: Making) -> Picked:
@@ -63,12 +96,12 @@ def chosen(library: CharacterReferences, prompt: str, text: np.ndarray | None, m
     return Picked(entries, [f"{c.key} (chosen, {c.reason})" for c in used], left)
 
 
-def named(session: Session, shot: Shot, making: Making, character: Character, today: date) -> Picked:
-    """Those that the shot names; none for text only. Raises NotFound, Ambiguous, RightsRefused."""
-    if making.scale == 0 or shot.references == "choose":
+def named(session: Session, voice: Voice, character: Character, today: date) -> Picked:
+    """Those that the brief names for one voice. Raises NotFound, Ambiguous, RightsRefused."""
+    if voice.references == "choose":
         return Picked([], [])
     pairs: list[tuple[Reference, float]] = []
-    for item in shot.references:
+    for item in voice.references:
         entry = item if isinstance(item, NamedReference) else NamedReference(file=item)
         row = find_named(session, select(Reference).where(Reference.character_id == character.id), entry.file)
         if row is None:

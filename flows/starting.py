@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from asset_store.errors import BriefInvalid, Problem
+from asset_store.library.yaml_lines import dotted, read_yaml
 from asset_store.repositories import libraries, runs
 from asset_store.repositories.runs import Quota, Wanted
-from asset_store.tables import Brand, Run, RunKind
+from asset_store.tables import Brand, Character, Run, RunKind
 from flows import dispatch, variables
 from flows.brief import Brief, parse_brief
+from flows.brief_parts import places_of_character
 from flows.settings import QuotaSettings
 from flows.sheet_request import SheetRequest
 from flows.wiring import Store
@@ -82,7 +85,7 @@ def start_campaign(
     """Write a campaign down to be made; sent: the caller carries it itself. BriefInvalid; NotFound; QuotaSpent."""
     request = request_of_campaign(brief, None if of is None else of.due_at)
     campaign = campaign_of(request, brief.parsed)
-    brand = known(session, campaign)
+    brand = known(session, campaign, brief)
     wanted = Wanted(
         RunKind.CAMPAIGN, brand, request, campaign.pictures, by, reason.strip(), trigger, drawn=campaign.drawn,
         schedule_id=None if of is None else of.schedule_id, due_at=None if of is None else of.due_at,
@@ -91,12 +94,23 @@ def start_campaign(
     return runs.begin(session, wanted, Quota(quota.brand, quota.asker), sent=sent)
 
 
-def known(session: Session, campaign: Brief) -> Brand:
-    """The brand of a campaign, all of whose characters it has. NotFound."""
+def known(session: Session, campaign: Brief, brief: BriefText) -> Brand:
+    """The brand of a campaign, all of whose characters it has. NotFound; BriefInvalid, by line, for those of regions."""
     brand = libraries.get_brand(session, campaign.brand)
     for name in sorted({shot.character for shot in campaign.shots}):
         libraries.get_character(session, brand, name)
+    there = session.scalars(select(Character.name).where(Character.brand_id == brand.id).order_by(Character.name)).all()
+    if lacking := sorted(campaign.in_regions.difference(there)):
+        raise BriefInvalid([p for name in lacking for p in _not_there(brief, name, there)])
     return brand
+
+
+def _not_there(brief: BriefText, name: str, there: Sequence[str]) -> list[Problem]:
+    """A problem for each place where a brief shows this character in a region."""
+    document = read_yaml(brief.text, file=brief.file)
+    places = places_of_character(document, name) or [("shots",)]  # it may be a variable's word
+    told = f"There is no character {name!r}; there are: {', '.join(there)}."
+    return [Problem(brief.file, document.line_of(place), dotted(place), told) for place in places]
 
 
 def request_of_campaign(brief: BriefText, due_at: datetime | None = None) -> dict[str, Any]:

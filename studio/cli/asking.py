@@ -94,10 +94,21 @@ def _drawn(tree: dict[str, Any]) -> Tree:
 
 def _conditions(settings: dict[str, Any]) -> list[str]:
     """What a picture was made with beside prompt and references, a line each."""
+    from flows.directions import told_of_adapter, told_of_region, told_of_source
+
     lines = [
         f"control {c['kind']}: {c['picture']}, sha256 {c['sha256'][:16]}…, strength {c['strength']:g}, window {c['window']}"
         for c in settings.get("controls", ())
     ]
+    lines += [told_of_adapter(name, said) for name, said in sorted(settings.get("adapters", {}).items())]
+    for region in settings.get("regions", ()):
+        hashed = f", sha256 {region['sha256'][:16]}…" if "sha256" in region else ""
+        lines.append(f"region {told_of_region(region)}{hashed}")
+    if (source := settings.get("source")) is not None:
+        mask = f", mask sha256 {source['mask_sha256'][:16]}…" if "mask_sha256" in source else ""
+        lines.append(f"starts from {told_of_source(source)}, sha256 {source['sha256'][:16]}…{mask}")
+    if "guidance_window" in settings:
+        lines.append(f"guidance window {settings['guidance_window']}")
     if (own := settings.get("character_model")) is not None:
         lines.append(f"character model: {own['name']} version {own['version']}, sha256 {own['sha256'][:16]}…")
     if (preset := settings.get("preset")) is not None:

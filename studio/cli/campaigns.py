@@ -41,13 +41,23 @@ def campaign_run(
         from asset_store.repositories import runs
         from flows.campaign import make_campaign
         from flows.planning import plan_campaign
-        from flows.starting import TERMINAL, UNLIMITED, BriefText, campaign_of, request_of_campaign, start_campaign
+        from flows.starting import (
+            TERMINAL,
+            UNLIMITED,
+            BriefText,
+            campaign_of,
+            known,
+            request_of_campaign,
+            start_campaign,
+        )
         from flows.wiring import open_store, os_user
 
         text = BriefText.read(brief)  # what cannot be read is told before anything is opened
         if dry_run:
             with open_store() as store:
                 campaign = campaign_of(request_of_campaign(text), text.parsed)
+                with store.database.transaction() as session:
+                    known(session, campaign, text)
                 plan = plan_campaign(store, campaign, folder=brief.resolve().parent).as_json()
             emit(plan) if json else _show_plan(plan)
             return
@@ -98,6 +108,13 @@ def _made_with(shot: dict[str, Any]) -> list[str]:
     lines += [f"left out: {told}" for told in shot["left_out"]]
     lines += [f"control {told}" for told in shot["controls"]]
     lines += [f"style {key}" for key in shot["style_references"]]
+    lines += [f"away from {key}" for key in shot["negative_references"]]
+    lines += list(shot["adapters"])
+    lines += [f"region {told}" for told in shot["regions"]]
+    if shot["source"] is not None:
+        lines.append(f"starts from {shot['source']}")
+    if shot["guidance_window"] is not None:
+        lines.append(f"guidance window {shot['guidance_window']}")
     if shot["character_model"] is not None:
         lines.append(f"character model {shot['character_model']}")
     if shot["preset"] is not None:
