@@ -214,8 +214,8 @@ def submit_campaign(
     library has changed since and would be planned otherwise now.
     """
     brief = plan.brief
-    found = (*plan.conditions.values(), *plan.directions.values())
-    blobs = {sha256: data for part in found for sha256, data in part.blobs.items()}
+    parts: list[Conditions | Direction] = [*plan.conditions.values(), *plan.directions.values()]
+    blobs = {sha256: data for part in parts for sha256, data in part.blobs.items()}
     for data in blobs.values():  # before the rows that name them
         store.blobs.put(data, "image/png")
     with store.database.transaction() as session:

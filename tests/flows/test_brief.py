@@ -68,3 +68,12 @@ def test_every_mistake_is_told_at_once() -> None:
 
 def test_an_empty_file_is_not_a_brief() -> None:
     assert problems("")
+
+
+def test_the_documented_shots_are_valid() -> None:
+    text = (EXAMPLES.parent.parent / "docs" / "brief.md").read_text()
+    shown = [part.split("```")[0] for part in text.split("```yaml\n")[1:]]
+    shots = [part for part in shown if part.startswith("shots:")]
+    assert len(shots) == 4
+    for part in shots:
+        assert parse_brief(f"campaign: shown\nbrand: lumen\n{part}", file="brief.yaml").shots
