@@ -26,7 +26,7 @@ from flows.library import picture_of
 from flows.training_references import choose_references, today
 from flows.training_report import told_of
 from flows.training_settings import read_settings
-from flows.wiring import Store, engine
+from flows.wiring import Store, unet_engine
 from ipadapter_engine.checkpoints import EMBEDDED, Checkpoint, CheckpointPaths, open_checkpoint
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.training.captions import prompt_for
@@ -56,7 +56,7 @@ def plan_training(
     """Choose the references, and find the model if this very training was done before. Reads only."""
     with store.database.transaction() as session:  # nobody waits for the engine to hear of a name that there is not
         libraries.find_character(session, character)
-    made = engine(store.settings)
+    made = unet_engine(store.settings)
     wanted = character_settings(settings, made)
     with store.database.transaction() as session:
         return _planned(session, made, wanted, character, references, settings)
@@ -88,7 +88,7 @@ def train(store: Store, plan: CharacterPlan, by: str, on_step: OnStep) -> dict[s
 
     Raises RightsRefused where a reference may not be used any more; then nothing of the training is kept.
     """
-    opened, training = engine(store.settings), store.settings.home / "training"
+    opened, training = unet_engine(store.settings), store.settings.home / "training"
     folder = training / plan.plan_sha256[:24]
     wanted = dataclasses.replace(character_settings(plan.settings, opened), class_cache=training / "class")
     unet = opened.checkpoint.unet

@@ -32,7 +32,7 @@ from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Conditions:
     model: TrainedModel | None = None
     references: tuple[dict[str, Any], ...] = ()
 
-    def into(self, recipe: dict[str, Any], made: Engine) -> dict[str, Any]:
+    def into(self, recipe: dict[str, Any], made: PictureEngine) -> dict[str, Any]:
         """The recipe with what is used here, and only that: an unused condition leaves the job's key as it was."""
         out = dict(recipe)
         if self.references:
@@ -154,7 +154,7 @@ class ControlReader:
     """
 
     store: Store
-    made: Engine
+    made: PictureEngine
     brand: Brand
     today: date
     folder: Path | None
@@ -234,7 +234,7 @@ class ConditionFinder:
     """Finds the conditions of a brief's shots, with the control pictures that were read before."""
 
     session: Session
-    made: Engine
+    made: PictureEngine
     brand: Brand
     today: date
     sources: Mapping[str, Reference | None]
@@ -259,7 +259,8 @@ class ConditionFinder:
             return None
         version = wanted if isinstance(wanted, int) else None
         model = models.get_character_model(self.session, character, version, self.today)
-        if model.base_sha256 != self.made.checkpoint.base_model.sha256:
+        base = getattr(self.made.checkpoint, "base_model", None)
+        if base is None or model.base_sha256 != base.sha256:
             raise RequestRefused(
                 f"version {model.version} of {character.name}'s model was trained on {model.base_name}, another base",
                 f"load that base, or train {character.name} on this one: onmodel train character {character.name}",

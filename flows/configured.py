@@ -12,6 +12,7 @@ from ipadapter_engine import registry
 from ipadapter_engine.errors import CheckpointRefused
 
 PREFIX = "models:"
+_OWN_ENGINE = "ONMODEL_ENGINE__"
 _OWN = "models.toml"  # a team's own entries of the registry
 
 
@@ -24,13 +25,16 @@ def model_store(settings: Settings) -> ModelStore:
 def configured(settings: Settings) -> Settings:
     """With paths where models are named. Raises CheckpointRefused for a name that there is not, or of another kind."""
     store = model_store(settings)
-    engine = settings.engine
+    further = {n: _with_paths(store, e, f"ONMODEL_ENGINES__{n.upper()}__") for n, e in settings.engines.items()}
+    return settings.model_copy(update={"engine": _with_paths(store, settings.engine, _OWN_ENGINE), "engines": further})
 
+
+def _with_paths(store: ModelStore, engine: EngineSettings, prefix: str) -> EngineSettings:
     def one(variable: str, place: Path | None, kind: str | None) -> Path | None:
-        return place if place is None else _path(store, variable, place, kind)
+        return place if place is None else _path(store, prefix + variable, place, kind)
 
     def each(variable: str, places: dict[str, Path], kind: str) -> dict[str, Path]:
-        return {n: _path(store, f"{variable}__{n.upper()}", place, kind) for n, place in places.items()}
+        return {n: _path(store, f"{prefix}{variable}__{n.upper()}", place, kind) for n, place in places.items()}
 
     paths = {
         "base": one("BASE", engine.base, "base"),
@@ -39,8 +43,9 @@ def configured(settings: Settings) -> Settings:
         "depth_model": one("DEPTH_MODEL", engine.depth_model, None),
         "controls": each("CONTROLS", engine.controls, "controlnet"),
         "adapters": each("ADAPTERS", engine.adapters, "adapter"),
+        "words": each("WORDS", engine.words, "embedding"),
     }
-    return settings.model_copy(update={"engine": engine.model_copy(update=paths)})
+    return engine.model_copy(update=paths)
 
 
 def model_named(store: ModelStore, place: Path) -> str | None:
@@ -57,14 +62,16 @@ def model_named(store: ModelStore, place: Path) -> str | None:
 def settings_naming(settings: Settings, name: str) -> list[str]:
     """The variables whose settings name a model of the store."""
     store = model_store(settings)
-    return [variable for variable, place in _places(settings.engine) if model_named(store, place) == name]
+    further = [_places(e, f"ONMODEL_ENGINES__{n.upper()}__") for n, e in settings.engines.items()]
+    places = [*_places(settings.engine, _OWN_ENGINE), *(p for of_one in further for p in of_one)]
+    return [variable for variable, place in places if model_named(store, place) == name]
 
 
 def described(settings: Settings) -> str:
     """What the engine's settings name, for a person; empty where they name nothing."""
     store = model_store(settings)
     told = []
-    for variable, place in _places(settings.engine):
+    for variable, place in _places(settings.engine, _OWN_ENGINE):
         what = variable.removeprefix("ONMODEL_ENGINE__").lower().replace("__", " ")
         name = model_named(store, place)
         if name is None:
@@ -78,19 +85,19 @@ def described(settings: Settings) -> str:
     return ", ".join(told)
 
 
-def _places(engine: EngineSettings) -> list[tuple[str, Path]]:
+def _places(engine: EngineSettings, prefix: str) -> list[tuple[str, Path]]:
     single = [("BASE", engine.base), ("ADAPTER", engine.adapter), ("ENCODER", engine.encoder),
               ("DEPTH_MODEL", engine.depth_model)]  # fmt: skip
     several = [(f"CONTROLS__{n.upper()}", p) for n, p in engine.controls.items()]
     several += [(f"ADAPTERS__{n.upper()}", p) for n, p in engine.adapters.items()]
-    return [(f"ONMODEL_ENGINE__{n}", p) for n, p in [*single, *several] if p is not None]
+    several += [(f"WORDS__{n.upper()}", p) for n, p in engine.words.items()]
+    return [(prefix + n, p) for n, p in [*single, *several] if p is not None]
 
 
 def _path(store: ModelStore, variable: str, place: Path, kind: str | None) -> Path:
     name = model_named(store, place)
     if name is None or place.exists():
         return place
-    variable = f"ONMODEL_ENGINE__{variable}"
     try:
         model = store.get(name)
     except ModelRefused as refused:

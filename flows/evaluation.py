@@ -13,7 +13,7 @@ from flows.configured import configured
 from flows.contestants import asked_methods, checkpoint_paths, contestants_of, with_plus
 from flows.evaluation_order import CHARACTERS, HELD_OUT_SEEDS, EvaluationOrder, EvaluationRefused
 from flows.progress import report
-from flows.wiring import Store, engine
+from flows.wiring import Store, unet_engine
 from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.evaluation import dreambooth, likeness, sheets
 from ipadapter_engine.evaluation.comparison import Compared, compare
@@ -40,9 +40,9 @@ def evaluate(store: Store, order: EvaluationOrder, by: str) -> dict[str, Any]:
     protocol = _checked(order)
     settings = store.settings.model_copy(update={"engine": with_plus(configured(store.settings).engine, order)})
     subjects = [] if order.images is None else _pictured(order, protocol, order.images)
-    paths, made = checkpoint_paths(settings.engine), engine(settings)
+    paths, made = checkpoint_paths(settings.engine), unet_engine(settings)
     subjects = subjects or _held_out(order, made)
-    contestants, left_out = contestants_of(order, made.checkpoint, paths, subjects)
+    contestants, left_out = contestants_of(order, made.checkpoint, paths, subjects, settings)
     measures = _measures(order, protocol, made, paths)
     making = _making(order, protocol, settings.engine.max_batch)
     out = order.out or settings.home / "evaluations" / protocol.name
@@ -62,6 +62,7 @@ def evaluate(store: Store, order: EvaluationOrder, by: str) -> dict[str, Any]:
     told = {
         **_told(order, protocol, made, measures, subjects, making, compared),
         **_departures(protocol, making, measures, subjects),
+        **_others(contestants),
         "left_out": left_out,
     }
     new = evaluations.NewEvaluation(
@@ -72,7 +73,7 @@ def evaluate(store: Store, order: EvaluationOrder, by: str) -> dict[str, Any]:
         session.refresh(stored)
         answer = as_json(stored) | {"made_now": compared.made, "made_before": compared.found}
     if order.sheet is not None:  # a full disk then costs the sheet and not the table
-        heads = ["reference", *(c.method.label for c in contestants)]
+        heads = ["reference", *(c.label for c in contestants)]
         sheets.strips(compared.strips, heads).save(order.sheet)
     return answer
 
@@ -170,6 +171,8 @@ def _making(order: EvaluationOrder, protocol: Protocol, max_batch: int | None) -
         order.scheduler or protocol.scheduler,
         order.size_px or protocol.size_px,
         max_batch,
+        asked_steps=order.steps,
+        asked_px=order.size_px,
     )
 
 
@@ -227,6 +230,22 @@ def _told(
     }
 
 
+def _others(contestants: Sequence[Contestant]) -> dict[str, Any]:
+    """What determined the pictures of another engine, where one was compared; `engine` is its family."""
+    told = [
+        {
+            "engine": c.engine.family.name,
+            "size_px": c.engine.family.size_px,
+            "steps": c.engine.family.steps,
+            "guidance": c.engine.family.guidance,
+            "scheduler": c.engine.family.scheduler,
+        }
+        for c in contestants
+        if c.engine is not None
+    ]
+    return {"others": told} if told else {}
+
+
 def _trained_with(compared: Compared) -> list[dict[str, Any]]:
     """The settings that models of subjects were trained with, each once, with the subjects that were."""
     told: list[dict[str, Any]] = []
@@ -278,4 +297,7 @@ def _models(
     own = [m for part in (measures.clip, measures.dino) if part is not None for m in part.models]
     if measures.judge is not None:
         own.append(ModelHash("judge", JUDGE_FILE, sha256_of_file(paths.base / JUDGE_FILE), made.models[0].licence))
-    return [asdict(m) for m in (*made.models, *beside, *trained, *own)]
+    others = [
+        replace(m, role=f"{c.engine.family.name} {m.role}") for c in contestants if c.engine for m in c.engine.models
+    ]
+    return [asdict(m) for m in (*made.models, *beside, *others, *trained, *own)]

@@ -21,6 +21,7 @@ class EvaluationOrder:
     images: the protocol's pictures; clip, dino: folders of the measures; plus: a plus adapter beside the identity one.
     subjects: so many of them; prompts: stagings of each held-out character, texts: prompts for a user's pictures.
     references: pictures of a held-out character that a LoRA learns from; heard: how many of them an adapter hears.
+    engine: one of ONMODEL_ENGINES by its name, which the method `native` compares; None: the only one there is.
     lora_steps: of each character's training. out: where pictures and trained models are kept between runs.
     """
 
@@ -36,6 +37,7 @@ class EvaluationOrder:
     seeds: int | None = None
     references: int = 4
     heard: int = 1
+    engine: str | None = None
     scale: float | None = None
     steps: int | None = None
     guidance: float | None = None

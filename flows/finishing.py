@@ -51,7 +51,7 @@ from flows.recording import record_of, told_of
 from flows.wiring import Store
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Attached:
 
 
 def finish_job(
-    session: Session, job: ClaimedJob, candidates: Sequence[Finished], run: dict[str, Any], made: Engine,
+    session: Session, job: ClaimedJob, candidates: Sequence[Finished], run: dict[str, Any], made: PictureEngine,
     thresholds: Mapping[uuid.UUID, Threshold],
 ) -> bool:  # fmt: skip
     """Complete a job and all assets that wait for it. False when the job was taken from this worker meanwhile.
@@ -90,7 +90,7 @@ def waits_for_its_job() -> ColumnElement[bool]:
     return not_(made)
 
 
-def attach_waiting(store: Store, keys: Sequence[str], made: Engine) -> Attached:
+def attach_waiting(store: Store, keys: Sequence[str], made: PictureEngine) -> Attached:
     """Give assets whose job was done before (by another campaign, or just before a crash) their version, unless a
     reference of the picture may not be used today."""
     with store.database.transaction() as session:
@@ -118,7 +118,7 @@ def attach_waiting(store: Store, keys: Sequence[str], made: Engine) -> Attached:
     return Attached(len(waiting) - len(refused), tuple(refused))
 
 
-def thresholds_for(store: Store, keys: Sequence[str], made: Engine) -> dict[uuid.UUID, Threshold]:
+def thresholds_for(store: Store, keys: Sequence[str], made: PictureEngine) -> dict[uuid.UUID, Threshold]:
     """The thresholds, by character, that assets of these jobs are checked with; before the transaction that finishes
     them, as calibrating takes time and reads pictures."""
     today, encoder = datetime.now(UTC).date(), made.encoder.sha256
@@ -130,7 +130,9 @@ def thresholds_for(store: Store, keys: Sequence[str], made: Engine) -> dict[uuid
     return {i: threshold_from(e) for i, e in evidence.items()}
 
 
-def attach(session: Session, key: str, done: Finished, made: Engine, thresholds: Mapping[uuid.UUID, Threshold]) -> None:
+def attach(
+    session: Session, key: str, done: Finished, made: PictureEngine, thresholds: Mapping[uuid.UUID, Threshold]
+) -> None:
     """Insert version, lineage and checks of every asset that waits for this job, and put it into review.
 
     One that came after `thresholds` was made and shows another character is left to `attach_waiting`, which its
@@ -166,7 +168,7 @@ def attach(session: Session, key: str, done: Finished, made: Engine, thresholds:
         decide.finish_checks(session, asset.id, results)
 
 
-def embed_pictures(store: Store, made: Engine, most: int) -> int:
+def embed_pictures(store: Store, made: PictureEngine, most: int) -> int:
     """Embed pictures that the engine's encoder has not seen, such as those of before it came; returns how many. One that is lost or
     cannot be opened is not tried again."""
     with store.database.transaction() as session:
@@ -184,7 +186,7 @@ def embed_pictures(store: Store, made: Engine, most: int) -> int:
     return embedded
 
 
-def remember_encoder(session: Session, made: Engine) -> None:
+def remember_encoder(session: Session, made: PictureEngine) -> None:
     encoder = made.encoder
     libraries.save_encoder(session, encoder.sha256, encoder.name, encoder.dim, encoder.preprocessing)
 
@@ -193,7 +195,12 @@ def remember_encoder(session: Session, made: Engine) -> None:
 
 
 def _checks(
-    session: Session, asset: Asset, job: Job, done: Finished, made: Engine, thresholds: Mapping[uuid.UUID, Threshold]
+    session: Session,
+    asset: Asset,
+    job: Job,
+    done: Finished,
+    made: PictureEngine,
+    thresholds: Mapping[uuid.UUID, Threshold],
 ) -> list[CheckResult]:
     policy = CheckPolicy.model_validate(asset.campaign.brief.get("checks", {}))
     results = [

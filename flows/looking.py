@@ -14,7 +14,7 @@ from flows.wiring import Store
 
 if TYPE_CHECKING:
     from ipadapter_engine.encoder import ImageEncoder
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,6 @@ def look_at(data: bytes, image: Image.Image, sha256: str, encoder: ImageEncoder,
     return Finished(data, image, sha256, pixel_sha256(image), perceptual_hash(image), vector, finite)
 
 
-def store_picture(store: Store, image: Image.Image, made: Engine, *, finite: bool) -> Finished:
+def store_picture(store: Store, image: Image.Image, made: PictureEngine, *, finite: bool) -> Finished:
     data = to_png(image)
     return look_at(data, image, store.blobs.put(data, "image/png"), made.encoder, finite=finite)

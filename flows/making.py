@@ -10,10 +10,11 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from asset_store.repositories import jobs as job_table
-from asset_store.tables import JobState
+from asset_store.tables import Job, JobState
 from flows.accelerator import where_it_is_made_here
 from flows.progress import report
 from flows.wiring import Store, engine, open_store
@@ -91,14 +92,15 @@ class _Hand(threading.Thread):
         self.keys, self.engine_s = keys, 0.0
         self.error: BaseException | None = None
         self._worker: Worker | None = None
+        self._told_to_finish = False
 
     def run(self) -> None:
         down_since: float | None = None
         while True:
             try:
                 with open_store() as store:
-                    self._worker = Worker(store, engine(store.settings))
-                    self.engine_s += self._worker.run(until=lambda: self._nothing_left(store)).engine_s
+                    for name, keys in _by_engine(store, self.keys).items():
+                        self._work(store, name, keys)
                 self.error = None
                 return
             except OperationalError as error:  # the database is away: try again for a while, the jobs are safe
@@ -111,12 +113,33 @@ class _Hand(threading.Thread):
                 self.error = error
                 return
 
-    def _nothing_left(self, store: Store) -> bool:
-        with store.database.transaction() as session:
-            counts = job_table.states(session, self.keys)
-        return not counts.get(JobState.QUEUED) and not counts.get(JobState.RUNNING)
+    def _work(self, store: Store, name: str, keys: list[str]) -> None:
+        """Have the jobs of one engine made. A hand that was told to finish begins no other."""
+        if self._told_to_finish:
+            return
+        self._worker = Worker(store, engine(store.settings, name))
+        if self._told_to_finish:
+            return
+        self.engine_s += self._worker.run(until=lambda: _nothing_left(store, keys)).engine_s
 
     def finish(self) -> None:
+        self._told_to_finish = True
         if self._worker is not None:
             self._worker.stop()
         self.join(timeout=120)
+
+
+def _by_engine(store: Store, keys: list[str]) -> dict[str, list[str]]:
+    """The jobs of each engine by its name in the settings; the one without a name first."""
+    named: dict[str, list[str]] = {}
+    with store.database.transaction() as session:
+        rows = session.execute(select(Job.key, Job.recipe["engine"].astext).where(Job.key.in_(keys))).all()
+    for key, name in rows:
+        named.setdefault(name or "", []).append(key)
+    return dict(sorted(named.items()))
+
+
+def _nothing_left(store: Store, keys: list[str]) -> bool:
+    with store.database.transaction() as session:
+        counts = job_table.states(session, keys)
+    return not counts.get(JobState.QUEUED) and not counts.get(JobState.RUNNING)

@@ -24,7 +24,7 @@ from asset_store.repositories.jobs import NewJob
 from asset_store.retention import name_blobs
 from asset_store.tables import Asset, AssetVersion, Brand, Campaign, Character, Job, JobState, Preset
 from flows import recipe_keys, recipes
-from flows.brief import Brief, Making, Shot
+from flows.brief import Brief, Making, NamedControl, Shot
 from flows.candidates import check_comparable
 from flows.choosing import find_references
 from flows.conditions import ConditionFinder, Conditions, ControlReader
@@ -35,7 +35,7 @@ from flows.wiring import Store, engine
 from ipadapter_engine.errors import RequestRefused
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 ROWS_A_STATEMENT = 1000  # PostgreSQL binds at most 65,535 values a statement
 
@@ -95,6 +95,7 @@ class CampaignPlan:
             "left_out": list(self.left_out.get(shot.name, ())),
             "best_of": recipes.candidates(mine[0]) if mine else 1,
             "preset": None if preset is None else preset["version"],
+            **({"engine": mine[0]["engine"]} if mine and "engine" in mine[0] else {}),
             **self.conditions.get(shot.name, Conditions()).as_json(),
             **self.directions.get(shot.name, Direction()).as_json(),
         }
@@ -110,21 +111,24 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
     """
     with store.database.transaction() as session:  # nobody waits for the engine to hear of a name that there is not
         _named_in(session, brief)
-    made, tower = engine(store.settings), text_tower(store.settings)
+    encoder, tower = engine(store.settings).encoder.sha256, text_tower(store.settings)
     today = datetime.now(UTC).date()
     makings = {shot.name: merged(brief.defaults, shot) for shot in brief.shots}
-    controls = [c for making in makings.values() for c in making.controls or ()]
+    engines = {name: engine(store.settings, name) for name in sorted({m.engine or "" for m in makings.values()})}
+    controls: dict[str, list[NamedControl]] = {name: [] for name in engines}
+    for making in makings.values():
+        controls[making.engine or ""] += making.controls or ()
     casts = {shot.name: voices(shot, makings[shot.name]) for shot in brief.shots}
     shown = [voice for cast in casts.values() for voice in cast]
     with store.database.transaction() as session:
         brand, characters = _named_in(session, brief)
-        reader = ControlReader(store, made, brand, today, folder)
-        sources = reader.sources(session, controls)
+        readers = {name: ControlReader(store, made, brand, today, folder) for name, made in engines.items()}
+        reader = next(iter(readers.values()))
+        sources = {k: v for name in engines for k, v in readers[name].sources(session, controls[name]).items()}
         named_pictures = reader.named(session, chain(*names_of(makings.values())))
         choosing = {v.character for v in shown if v.chooses}
-        encoder = made.encoder.sha256
         found = {name: find_references(session, store, characters[name], encoder, today) for name in sorted(choosing)}
-    pictures = reader.read(controls, sources)
+    pictures = {k: v for name in engines for k, v in readers[name].read(controls[name], sources).items()}
     read = read_pictures(reader, list(makings.values()), named_pictures)
     prompts = list(dict.fromkeys(s.prompt for s in brief.shots if any(v.chooses for v in casts[s.name])))
     texts = dict(zip(prompts, tower.texts(prompts), strict=True)) if tower is not None and prompts else {}
@@ -139,12 +143,12 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
     conditions: dict[str, Conditions] = {}
     directions: dict[str, Direction] = {}
     with store.database.transaction() as session:
-        finder = ConditionFinder(session, made, brand, today, sources, pictures)
-        directing = DirectionFinder(finder, read)
         for shot in brief.shots:
             character, making = characters[shot.character], makings[shot.name]
+            made = engines[making.engine or ""]
+            finder = ConditionFinder(session, made, brand, today, sources, pictures)
             conditions[shot.name] = found_here = finder.of(character, making)
-            directions[shot.name] = directed = directing.of(shot.character, making)
+            directions[shot.name] = directed = DirectionFinder(finder, read).of(shot.character, making)
             picked[shot.name] = together(
                 (v, ranked[shot.name, v] if v.chooses else named(session, v, characters[v.character], today))
                 for v in casts[shot.name]
@@ -158,12 +162,14 @@ def plan_campaign(store: Store, brief: Brief, *, folder: Path | None = None) -> 
                 recipe = recipes.recipe_of(made, found_here.prompt(shot.prompt), seed, making, entries)
                 recipe = directed.into(found_here.into(recipe, made), made)
                 recipe = _best_of(recipe, brief, shot, making)
+                if making.engine is not None:
+                    recipe["engine"] = making.engine
                 if preset is not None and entries:
                     recipe["preset"] = {"id": str(preset.id), "version": preset.version}
                 job = NewJob(recipe_keys.job_key(recipe), recipes.batch_key(made, recipe), recipe)
                 planned.append(PlannedPicture(shot.name, variant, character.name, job))
         todo = {p.job.key: p.job for p in planned}
-        check_comparable(session, (job.recipe for job in todo.values()), made.encoder.sha256)
+        check_comparable(session, (job.recipe for job in todo.values()), encoder)
         done = _made(session, sorted(todo))
         cost = cost_of(session, [job for key, job in todo.items() if key not in done] or list(todo.values()))
     to_draw = sum(recipes.candidates(job.recipe) for key, job in todo.items() if key not in done)
@@ -180,7 +186,7 @@ def _named_in(session: Session, brief: Brief) -> tuple[Brand, dict[str, Characte
     return brand, {name: libraries.get_character(session, brand, name) for name in names}
 
 
-def _preset(session: Session, made: Engine, character: Character, making: Making) -> Preset | None:
+def _preset(session: Session, made: PictureEngine, character: Character, making: Making) -> Preset | None:
     """What was found together is used together or not at all; and it was found without a character's own model, for one
     character that speaks in all blocks and steps alike."""
     if making.scale is not None or making.window is not None:

@@ -7,7 +7,10 @@ from typing import Any
 from asset_store.canonical import sha256_of
 
 BY_MODEL = "character model"  # the part of references that a character's model learnt from
-UNDETERMINING = ("preset",)  # told in lineage; the numbers that it gave are in the recipe themselves
+UNDETERMINING = (
+    "preset",
+    "engine",
+)  # told in lineage; the numbers and models that it gave are in the recipe themselves
 
 
 def heard(recipe: dict[str, Any]) -> list[dict[str, Any]]:

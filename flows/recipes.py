@@ -21,7 +21,7 @@ from ipadapter_engine.prompts import IDENTITY, ControlPrompt, ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 # What `recipe` says: the keys that a plain recipe has, those of conditions, and those of flows.directions. A worker of a
 # release that does not know a kind leaves it to others, where it would make the picture without what it does not know.
@@ -42,13 +42,14 @@ def reference_entry(
 
 
 def recipe_of(
-    made: Engine, prompt: str, seed: int, making: Making, references: Sequence[dict[str, Any]]
+    made: PictureEngine, prompt: str, seed: int, making: Making, references: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The plain recipe of one picture: what the brief leaves out comes from the family. Raises RequestRefused."""
     family = made.family
     width, height = (int(s) for s in making.size.split("x")) if making.size else (family.size_px, family.size_px)
     request = GenerationRequest(
-        prompt, seed, width_px=width, height_px=height, steps=making.steps, scheduler=making.scheduler,
+        prompt, seed, _blank(references), negative_prompt=making.negative_prompt or "", width_px=width, height_px=height,
+        steps=making.steps, scheduler=making.scheduler, guidance=making.guidance,
         scale=1.0 if making.scale is None else making.scale, window=making.window or (0.0, 1.0),
     )  # fmt: skip
     key = made.batch_key(request)
@@ -113,21 +114,19 @@ def seeds_of(recipe: dict[str, Any]) -> list[int]:
 # ---------------------------------------------------------------------------- models
 
 
-def models_of(made: Engine, recipe: dict[str, Any]) -> list[ModelHash]:
+def models_of(made: PictureEngine, recipe: dict[str, Any]) -> list[ModelHash]:
     """The loaded models that have a part in a recipe's picture: those of every picture, then the ControlNets, the
     style adapter and the taught words if its request needs them. One that is not loaded is left out, so that `obstacle`
     names it."""
-    roles = made.checkpoint.roles_of(_without_pictures(recipe))
-    return [*made.models, *(made.checkpoint.beside[role] for role in roles if role in made.checkpoint.beside)]
+    return list(made.models_of(_without_pictures(recipe)))
 
 
 def _without_pictures(recipe: dict[str, Any]) -> GenerationRequest:
     """The recipe's request as far as it says which models it needs; blank pictures and embeddings stand for its own."""
-    blank, nobody = np.zeros((1, 1, 3), np.uint8), np.zeros(1, np.float32)
+    blank = np.zeros((1, 1, 3), np.uint8)
     return GenerationRequest(
         recipe["prompt"], recipe["seed"], negative_prompt=recipe["negative_prompt"], scale=recipe["scale"],
-        window=(recipe["window"][0], recipe["window"][1]),
-        references=tuple(ReferencePrompt(nobody, adapter=r.get("adapter", IDENTITY)) for r in heard(recipe)),
+        window=(recipe["window"][0], recipe["window"][1]), references=_blank(heard(recipe)),
         controls=tuple(
             ControlPrompt(blank, c["kind"], c["strength"], (c["window"][0], c["window"][1]))
             for c in recipe.get("controls", ())
@@ -136,7 +135,13 @@ def _without_pictures(recipe: dict[str, Any]) -> GenerationRequest:
     )  # fmt: skip
 
 
-def obstacle(made: Engine, recipe: dict[str, Any]) -> str | None:
+def _blank(references: Sequence[dict[str, Any]]) -> tuple[ReferencePrompt, ...]:
+    """References of a recipe without what they show, of a size that every family takes."""
+    nothing = np.zeros((64, 64, 3), np.uint8)
+    return tuple(ReferencePrompt(None, r["weight"], r.get("adapter", IDENTITY), picture=nothing) for r in references)
+
+
+def obstacle(made: PictureEngine, recipe: dict[str, Any]) -> str | None:
     """Why a worker with this engine cannot make a recipe that another one may, without a full stop; None if it can."""
     if recipe["recipe"] not in (PLAIN, WITH_CONDITIONS, DIRECTED):
         return f"its recipe is of kind {recipe['recipe']}, which the worker's release does not know"
@@ -149,17 +154,17 @@ def obstacle(made: Engine, recipe: dict[str, Any]) -> str | None:
     return f"the worker has not loaded {', '.join(lacking) or 'these models in these roles'}"
 
 
-def models_sha256(made: Engine) -> str:
+def models_sha256(made: PictureEngine) -> str:
     """What presets and batches go by: the base with its identity adapter, whatever else is loaded beside them."""
     return sha256_of([m.sha256 for m in made.models])
 
 
-def models_key(made: Engine) -> str:
+def models_key(made: PictureEngine) -> str:
     """How the batch keys begin of all jobs that this engine can make."""
     return f"{made.family.name}/{models_sha256(made)[:12]}/"
 
 
-def batch_key(made: Engine, recipe: dict[str, Any]) -> str:
+def batch_key(made: PictureEngine, recipe: dict[str, Any]) -> str:
     """What jobs of one batch share, as a short text: models, size, steps, scheduler, the character's own model."""
     shared = f"{models_key(made)}{recipe['width_px']}x{recipe['height_px']}/{recipe['steps']}/{recipe['scheduler']}"
     own = recipe.get("character_model")

@@ -15,13 +15,15 @@ from flows import recipe_keys
 from flows.looking import Finished
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 _ELSEWHERE = ("models", "references", "encoder", "recipe")  # sections of their own, or of no meaning to a reader
 NAMED = "named in the brief"
 
 
-def record_of(asset: Asset, job: Job, done: Finished, references: Sequence[Reference], made: Engine) -> dict[str, Any]:
+def record_of(
+    asset: Asset, job: Job, done: Finished, references: Sequence[Reference], made: PictureEngine
+) -> dict[str, Any]:
     """The record that `lineage.write` takes. references: those that the recipe names, each once, in its order."""
     recipe, campaign = job.recipe, asset.campaign
     run = dict((job.picture or {}).get("run", {}))

@@ -29,24 +29,28 @@ from ipadapter_engine.prompts import IDENTITY, CharacterModel, ControlPrompt, Re
 from ipadapter_engine.requests import GenerationRequest
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 
-def requests_of(store: Store, engine: Engine, recipe: dict[str, Any]) -> list[GenerationRequest]:
+def requests_of(store: Store, engine: PictureEngine, recipe: dict[str, Any]) -> list[GenerationRequest]:
     """One request a candidate, in the order of their seeds.
 
     Every reference that the picture descends from must be usable today: RightsRefused. RequestRefused where this engine
     cannot make it (`recipes.obstacle` asks before), or where a reference has no embedding.
     """
+    from ipadapter_engine.engines import reads_pictures  # it loads torch, which those who plan alone go without
+
     if (obstacle := recipes.obstacle(engine, recipe)) is not None:
         raise RequestRefused(obstacle, "start a worker with the models of the campaign, or plan it again")
     with store.database.transaction() as session:  # one: no reference can be withdrawn before its embedding is read
         licences.check_usable(session, reference_ids(recipe), datetime.now(UTC).date())
         check_comparable(session, [recipe], engine.encoder.sha256)
-        sha256s = {r["sha256"] for r in recipe_keys.heard(recipe)}
+        seen = reads_pictures(engine)
+        sha256s = set() if seen else {r["sha256"] for r in recipe_keys.heard(recipe)}
         found = libraries.embeddings_of(session, sha256s, engine.encoder.sha256) if sha256s else {}
     request = GenerationRequest(
-        recipe["prompt"], recipe["seed"], _references(store, engine, recipe, found), recipe["negative_prompt"],
+        recipe["prompt"], recipe["seed"], _pictures(store, recipe) if seen else _references(store, engine, recipe, found),
+        recipe["negative_prompt"],
         recipe["scale"], (recipe["window"][0], recipe["window"][1]), recipe["width_px"], recipe["height_px"],
         recipe["steps"], recipe["guidance"], recipe["scheduler"], _controls(store, recipe), _character(store, recipe),
         scales=recipes.scales_of(recipe), settings=recipes.settings_of(recipe), regions=_regions(store, recipe),
@@ -56,7 +60,7 @@ def requests_of(store: Store, engine: Engine, recipe: dict[str, Any]) -> list[Ge
 
 
 def _references(
-    store: Store, engine: Engine, recipe: dict[str, Any], found: Mapping[str, Embedding]
+    store: Store, engine: PictureEngine, recipe: dict[str, Any], found: Mapping[str, Embedding]
 ) -> tuple[ReferencePrompt, ...]:
     references = []
     for r in recipe_keys.heard(recipe):
@@ -75,12 +79,20 @@ def _references(
     return tuple(references)
 
 
+def _pictures(store: Store, recipe: dict[str, Any]) -> tuple[ReferencePrompt, ...]:
+    """The references as a family sees them that reads pictures itself."""
+    return tuple(
+        ReferencePrompt(None, r["weight"], r.get("adapter", IDENTITY), picture=pixels_of(store.blobs.get(r["sha256"])))
+        for r in recipe_keys.heard(recipe)
+    )
+
+
 _seen: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()  # by encoder and reference; a campaign names few
 _SEEN_MOST = 32
 _seen_lock = threading.Lock()
 
 
-def _hidden(store: Store, engine: Engine, sha256: str) -> np.ndarray:
+def _hidden(store: Store, engine: PictureEngine, sha256: str) -> np.ndarray:
     """Hidden states (patches + 1, hidden) of a reference that was ingested for adapters that read none, such as one that
     only the style adapter hears. Rounded as ingest stores them, so that the picture is the same either way."""
     key = (engine.encoder.sha256, sha256)

@@ -179,6 +179,7 @@ class Settings(BaseSettings):
     blobs: BlobSettings = BlobSettings(url=None)
     s3: S3Settings = S3Settings(endpoint_url=None)
     engine: EngineSettings = EngineSettings(base=None, adapter=None, encoder=None, gpus=1)
+    engines: dict[str, EngineSettings] = Field({}, description="further engines by the name that briefs give them")
     ingest: IngestSettings = IngestSettings()
     schedule: ScheduleSettings = ScheduleSettings(library=None)
     smtp: SmtpSettings = SmtpSettings(port=587)

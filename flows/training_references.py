@@ -16,11 +16,11 @@ from asset_store.tables import Character, Encoder, Reference
 from ipadapter_engine.training.errors import TrainingRefused
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 
 def choose_references(
-    session: Session, made: Engine, character: Character, keys: list[str] | None
+    session: Session, made: PictureEngine, character: Character, keys: list[str] | None
 ) -> tuple[list[Reference], list[str]]:
     """3 to 8 references that may be used today, and a line each that says how it was chosen.
 

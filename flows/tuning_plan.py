@@ -24,7 +24,7 @@ from flows.wiring import Store, engine
 from ipadapter_engine.families.studio import STUDIO
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 MOST_PROMPTS = 4
 SEEDS, MOST_SEEDS = 2, 32
@@ -111,7 +111,7 @@ def _seed(character: Character, place: int) -> int:
     return int.from_bytes(hashlib.sha256(named.encode()).digest()[:4], "big")
 
 
-def _prompts_of(session: Session, character: Character, made: Engine) -> tuple[str, ...]:
+def _prompts_of(session: Session, character: Character, made: PictureEngine) -> tuple[str, ...]:
     """The newest prompts that campaigns had for the character, else some of those that the studio model was trained on.
     NotFound where another base is loaded, of whose subjects nothing is known."""
     briefs = select(Campaign.brief).where(Campaign.brand_id == character.brand_id).order_by(Campaign.made_at.desc())

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from asset_store.blobs import BlobStore, open_blobs
 from asset_store.blobs.s3_client import is_s3_url, parse_s3_url
 from asset_store.database import Database, open_database
-from asset_store.errors import PlaceInvalid
+from asset_store.errors import NotFound, PlaceInvalid
 from asset_store.library import LibrarySource, open_source
 from flows.configured import configured
-from flows.settings import Settings, load_settings
+from flows.settings import EngineSettings, Settings, load_settings
 
 if TYPE_CHECKING:
+    from ipadapter_engine.encoder import ImageEncoder
+    from ipadapter_engine.engines import PictureEngine
     from ipadapter_engine.pipeline import Engine
 
 
@@ -84,22 +86,45 @@ def open_library(settings: Settings, url: str) -> LibrarySource:
 _engine_lock = threading.Lock()
 
 
-def engine(settings: Settings) -> Engine:
-    """The process's engine, warm after the first call. Raises CheckpointRefused."""
+def engine(settings: Settings, name: str = "") -> PictureEngine:
+    """The process's engine, warm after the first call, or the further one of that name. Raises CheckpointRefused, and
+    NotFound where no engine is called so."""
+    if name and name not in settings.engines:
+        known = ", ".join(sorted(settings.engines)) or "none"
+        raise NotFound("engine", name, f"Set ONMODEL_ENGINES__{name.upper()}__BASE, or name another; set are: {known}.")
     with _engine_lock:
-        return _engine(configured(settings).engine.model_dump_json())
+        chosen = configured(settings)
+        own = chosen.engine.model_dump_json()
+        return _further(name, chosen.engines[name].model_dump_json(), own) if name else _engine(own)
 
 
 @functools.lru_cache(maxsize=1)
-def _engine(settings_json: str) -> Engine:
+def _engine(settings_json: str) -> PictureEngine:
+    return _opened(EngineSettings.model_validate_json(settings_json), None)
+
+
+@functools.lru_cache(maxsize=8)
+def _further(name: str, settings_json: str, own_json: str) -> PictureEngine:
+    """It sees with what the library was read with: its pictures are checked as all others."""
+    from ipadapter_engine.errors import CheckpointRefused
+
+    settings, encoder = EngineSettings.model_validate_json(settings_json), _engine(own_json).encoder
+    made = _opened(settings, encoder)
+    if made.encoder.sha256 != encoder.sha256:
+        raise CheckpointRefused(
+            f"the engine {name} sees with {made.encoder.name}, and libraries are read with {encoder.name}",
+            f"set ONMODEL_ENGINES__{name.upper()}__ENCODER to the folder of ONMODEL_ENGINE__ENCODER",
+        )
+    return made
+
+
+def _opened(settings: EngineSettings, encoder: ImageEncoder | None) -> PictureEngine:
     import torch
 
-    from flows.settings import EngineSettings
     from ipadapter_engine.acceleration import Acceleration
     from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import open_engine
 
-    settings = EngineSettings.model_validate_json(settings_json)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,7 +142,21 @@ def _engine(settings_json: str) -> Engine:
         settings.tokenizer,
     )
     how = Acceleration(compiled=settings.compiled, attention=settings.attention, offload=settings.offload)
-    return Engine.open(paths, device=device, dtype=dtype, acceleration=how)
+    return open_engine(paths, encoder=encoder, device=device, dtype=dtype, acceleration=how)
+
+
+def unet_engine(settings: Settings) -> Engine:
+    """The process's engine, for what trains its UNet. Raises RequestRefused where the base has none."""
+    from ipadapter_engine.errors import RequestRefused
+    from ipadapter_engine.pipeline import Engine
+
+    made = engine(settings)
+    if not isinstance(made, Engine):
+        raise RequestRefused(
+            f"{made.family.title} is not trained here",
+            "set ONMODEL_ENGINE__BASE to a Stable Diffusion 1.5 or SDXL base",
+        )
+    return made
 
 
 def os_user() -> str:

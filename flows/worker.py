@@ -35,7 +35,7 @@ from ipadapter_engine.errors import EngineError, GenerationFailed, RequestRefuse
 from ipadapter_engine.requests import GeneratedImage, GenerationRequest
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 LEASE_S = 60.0
 HEARTBEAT_S = 10.0
@@ -72,7 +72,7 @@ class Worker:
     freed with its connection, and whoever comes next queues its unfinished jobs again."""
 
     def __init__(
-        self, store: Store, engine: Engine, *, name: str = "", batch_size: int | None = None,
+        self, store: Store, engine: PictureEngine, *, name: str = "", batch_size: int | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:  # fmt: skip
         self.store, self.engine = store, engine
@@ -86,6 +86,7 @@ class Worker:
         self._ended = threading.Event()
         self._warm = ""
         self._models = models_key(engine)
+        self._where = _where(engine)
 
     def stop(self) -> None:
         """Finish the batch under way, then end."""
@@ -191,8 +192,7 @@ class Worker:
         self.tally.engine_s += took
         run = {
             "worker": self.name,
-            "device": str(self.engine.checkpoint.unet.device),
-            "dtype": str(self.engine.checkpoint.unet.dtype).removeprefix("torch."),
+            **self._where,
             "noise_device": "cpu",
             "batch": len(asked),
             "engine_s": round(took / len(asked), 4),
@@ -267,6 +267,14 @@ class Worker:
                 self.tally.problems.append(f"heartbeat: {type(error).__name__}")
 
 
+def _where(engine: PictureEngine) -> dict[str, str]:
+    """What run records say of the machine that made a picture."""
+    from ipadapter_engine.engines import denoiser_of  # it loads torch, which those who only import a worker go without
+
+    denoiser = denoiser_of(engine)
+    return {"device": str(denoiser.device), "dtype": str(denoiser.dtype).removeprefix("torch.")}
+
+
 class _NobodyWaits(Exception):
     """All jobs of the batch were cancelled while the engine was at it."""
 
@@ -298,7 +306,7 @@ def _fitting(counts: list[int], most: int) -> int:
     return len(counts)
 
 
-def work_until_told(store: Store, engine: Engine, *, batch_size: int | None = None) -> WorkerTally:
+def work_until_told(store: Store, engine: PictureEngine, *, batch_size: int | None = None) -> WorkerTally:
     """`onmodel worker`: run until SIGTERM or Ctrl-C, finishing the batch under way. A database that goes away is
     waited for: its jobs are queued again as soon as a worker is back."""
     worker = Worker(store, engine, batch_size=batch_size)

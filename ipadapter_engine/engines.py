@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
+from ipadapter_engine.acceleration import Acceleration
 from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.encoder import EncodedPicture, ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
@@ -101,15 +102,17 @@ def open_engine(
     encoder: ImageEncoder | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    acceleration: Acceleration | None = None,
 ) -> PictureEngine:
-    """The engine that a folder needs, open. Raises CheckpointRefused.
+    """The engine that a base needs, open. Raises CheckpointRefused.
 
-    encoder: what libraries are read with, for families that do not read embeddings themselves.
+    encoder: what libraries are read with, for families that do not read embeddings themselves. acceleration: of bases
+    with a UNet; the other families run as diffusers runs them.
     """
     if is_native(paths.base):
         return NativeEngine.open(paths, encoder=encoder, device=device, dtype=dtype)
     _check_known(paths.base)
-    return Engine.open(paths, device=device, dtype=dtype)
+    return Engine.open(paths, device=device, dtype=dtype, acceleration=acceleration or Acceleration())
 
 
 def _check_known(base: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from ipadapter_engine.engines import PictureEngine, denoiser_of
 from ipadapter_engine.errors import GenerationFailed
 from ipadapter_engine.evaluation.methods import Making, TrainedSubject
 from ipadapter_engine.evaluation.picture_cache import CachedPicture, PictureCache, request_key
 from ipadapter_engine.evaluation.subjects import Shot, Subject
-from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import IDENTITY, ReferencePrompt
 from ipadapter_engine.requests import GeneratedImage, GenerationRequest
 
@@ -21,7 +21,7 @@ _CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def generated(
-    engine: Engine, requests: Sequence[GenerationRequest], max_batch: int | None = None
+    engine: PictureEngine, requests: Sequence[GenerationRequest], max_batch: int | None = None
 ) -> list[GeneratedImage]:
     """As the engine makes them; GenerationFailed where one is NaN, which would be measured as a black picture."""
     pictures = engine.generate(requests, max_batch=max_batch)
@@ -30,9 +30,9 @@ def generated(
     return pictures
 
 
-def machine_of(engine: Engine) -> str:
+def machine_of(engine: PictureEngine) -> str:
     """What a time was measured on: the device's name, and on a CPU the number of threads."""
-    device = engine.checkpoint.unet.device
+    device = denoiser_of(engine).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
@@ -50,7 +50,7 @@ def _processor() -> str:
 class Maker:
     """Makes the shots of a subject, a batch at a time, unless the cache has them. made, found: how many so far."""
 
-    def __init__(self, engine: Engine, cache: PictureCache, making: Making) -> None:
+    def __init__(self, engine: PictureEngine, cache: PictureCache, making: Making) -> None:
         self.engine, self.cache, self.making, self.made, self.found = engine, cache, making, 0, 0
         self.machine = machine_of(engine)
         self._warm: set[tuple[tuple[str, ...], bool]] = set()

@@ -7,13 +7,16 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ipadapter_engine.evaluation.subjects import Subject
 from ipadapter_engine.prompts import IDENTITY, CharacterModel
 from ipadapter_engine.requests import GenerationRequest
+
+if TYPE_CHECKING:
+    from ipadapter_engine.engines import PictureEngine
 
 
 class Method(enum.StrEnum):
@@ -22,6 +25,7 @@ class Method(enum.StrEnum):
     PLUS = "plus"
     LORA = "lora"
     BOTH = "both"
+    NATIVE = "native"
 
     @property
     def label(self) -> str:
@@ -30,8 +34,8 @@ class Method(enum.StrEnum):
 
     @property
     def hears(self) -> bool:
-        """Whether an adapter hears the references."""
-        return self in (Method.ADAPTER, Method.PLUS, Method.BOTH)
+        """Whether the references are heard: by an adapter, or by another engine's own means."""
+        return self in (Method.ADAPTER, Method.PLUS, Method.BOTH, Method.NATIVE)
 
     @property
     def trained(self) -> bool:
@@ -45,6 +49,7 @@ _LABELS = {
     Method.PLUS: "IP-Adapter plus",
     Method.LORA: "DreamBooth LoRA",
     Method.BOTH: "LoRA and IP-Adapter",
+    Method.NATIVE: "another engine",
 }
 
 
@@ -71,18 +76,26 @@ class Contestant:
     """A method, by the name of the adapter that hears references in it.
 
     shared_bytes: what it needs on disk beside the base, once for all subjects.
+    engine: what makes its pictures, where that is not the engine of all others.
     """
 
     method: Method
     adapter: str = IDENTITY
     shared_bytes: int = 0
+    engine: PictureEngine | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables call it: another engine by its family."""
+        return self.method.label if self.engine is None else self.engine.family.title
 
 
 @dataclass(frozen=True)
 class Making:
     """How pictures are made. heard: how many of a subject's references an adapter hears.
 
-    steps, guidance, scheduler, size_px, max_batch: None takes the family's own.
+    steps, guidance, scheduler, size_px, max_batch: None takes the family's own. asked_steps, asked_px: what was asked of
+    all methods alike, whatever a protocol says of its own checkpoint.
     """
 
     heard: int = 1
@@ -92,6 +105,8 @@ class Making:
     scheduler: str | None = None
     size_px: int | None = None
     max_batch: int | None = None
+    asked_steps: int | None = None
+    asked_px: int | None = None
 
 
 def disk_bytes(file: Path | None) -> int:
@@ -106,6 +121,11 @@ def weights_bytes(folder: Path | None) -> int:
     whole = folder / "model.safetensors"
     files = [whole] if whole.exists() else sorted(folder.glob("model-*.safetensors"))
     return sum(map(disk_bytes, files or sorted(folder.glob("*.safetensors"))))
+
+
+def folder_bytes(folder: Path) -> int:
+    """What all safetensors of a folder take, those of its parts among them."""
+    return sum(map(disk_bytes, folder.rglob("*.safetensors")))
 
 
 def pixels_sha256(picture: Image.Image) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from ipadapter_engine.pipeline import Engine
+from ipadapter_engine.engines import PictureEngine, denoiser_of
+from ipadapter_engine.native.engine import NativeEngine
 from ipadapter_engine.prompts import CharacterModel
 from ipadapter_engine.requests import GenerationRequest
 
@@ -83,21 +84,33 @@ def _age_s(file: Path) -> float:
         return 0.0
 
 
-def request_key(request: GenerationRequest, engine: Engine) -> str:
+def request_key(request: GenerationRequest, engine: PictureEngine) -> str:
     """The sha256 of everything that makes the picture: the request with what its None mean, the models, the sampler,
     the decoding, the device, its precision, and the libraries' versions."""
-    checkpoint = engine.checkpoint
+    denoiser = denoiser_of(engine)
     guidance = engine.family.guidance if request.guidance is None else request.guidance
     told = {
         "request": {**_told(request), **asdict(engine.batch_key(request)), "guidance": guidance},
         "models": sorted([m.role, m.sha256] for m in engine.models_of(request)),
-        "scheduler": checkpoint.scheduler_config,
-        "decoding": {name: checkpoint.vae.config.get(name) for name in _DECODING},
-        "zero_empty_prompt": checkpoint.zero_empty_prompt,
-        "where": [checkpoint.unet.device.type, str(checkpoint.unet.dtype)],
+        **_sampling(engine),
+        "where": [denoiser.device.type, str(denoiser.dtype)],
         "versions": [torch.__version__, diffusers.__version__],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
+
+
+def _sampling(engine: PictureEngine) -> dict[str, Any]:
+    """The sampler and the decoding, as far as no model's hash tells them."""
+    checkpoint: Any = engine.checkpoint
+    if isinstance(engine, NativeEngine):
+        scheduler, vae, zeros = dict(checkpoint.pipeline.scheduler.config), checkpoint.pipeline.vae, False
+    else:
+        scheduler, vae, zeros = checkpoint.scheduler_config, checkpoint.vae, checkpoint.zero_empty_prompt
+    return {
+        "scheduler": scheduler,
+        "decoding": {name: vae.config.get(name) for name in _DECODING},
+        "zero_empty_prompt": zeros,
+    }
 
 
 def _told(value: Any) -> Any:

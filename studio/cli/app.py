@@ -88,6 +88,10 @@ def worker(
     batch: Annotated[
         int | None, typer.Option(min=1, max=256, help="Pictures in one batch; default: the family's.")
     ] = None,
+    engine_name: Annotated[
+        str,
+        typer.Option("--engine", help="One of ONMODEL_ENGINES by its name; default: the engine that reads libraries."),
+    ] = "",
 ) -> None:
     """Make queued pictures until stopped. Start as many as there are GPUs; killing one loses nothing."""
     with speaking():
@@ -96,7 +100,7 @@ def worker(
 
         with open_store() as store:
             err.print(f"[dim]Working on {plain(store.database.describe())}; Ctrl-C ends after the batch under way.[/]")
-            tally = work_until_told(store, engine(store.settings), batch_size=batch)
+            tally = work_until_told(store, engine(store.settings, engine_name), batch_size=batch)
         out.print(f"{tally.made} made in {tally.batches} batches, {tally.failed} failed")
 
 

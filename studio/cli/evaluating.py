@@ -30,7 +30,8 @@ def evaluate(
         ),
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Of text, adapter, plus, lora, both, with commas; none: all that can be measured.")
+        str,
+        typer.Option(help="Of text, adapter, plus, lora, both, native, with commas; none: all that can be measured."),
     ] = "",
     subjects: Annotated[
         int | None, typer.Option(min=1, help=f"So many subjects; none: {CHARACTERS} held-out characters, else all.")
@@ -73,6 +74,9 @@ def evaluate(
     lora_steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps of each LoRA; none: as `onmodel train character` has it.")
     ] = EvaluationOrder.lora_steps,
+    engine: Annotated[
+        str | None, typer.Option(help="One of ONMODEL_ENGINES by its name, which the method native compares.")
+    ] = EvaluationOrder.engine,
     plus: Annotated[
         Path | None, typer.Option(help="A plus adapter's file, beside the identity adapter.")
     ] = EvaluationOrder.plus,
@@ -91,7 +95,7 @@ def evaluate(
     by: By = None,
     json: Json = False,
 ) -> None:
-    """Compare text, IP-Adapter, plus, DreamBooth LoRA and both on the same subjects. Stopped, it goes on where it was."""
+    """Compare text, IP-Adapter, plus, DreamBooth LoRA, both and another engine on the same subjects. Stopped, it goes on where it was."""
     with speaking():
         from flows.wiring import open_store, os_user
 
@@ -112,6 +116,7 @@ def evaluate(
             seeds=seeds,
             references=references,
             heard=heard,
+            engine=engine,
             scale=scale,
             steps=steps,
             guidance=guidance,
