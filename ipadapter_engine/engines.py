@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -41,7 +41,6 @@ class OpenCheckpoint(Protocol):
     def beside(self) -> Mapping[str, ModelHash]: ...
 
 
-@runtime_checkable
 class PictureEngine(Protocol):
     """Requests in, pictures out. One generation at a time; calls from other threads wait."""
 

@@ -65,7 +65,7 @@ def test_a_campaign_is_made_by_the_engines_that_it_names(named: Home) -> None:
             .join(LineageRecord, LineageRecord.version_id == AssetVersion.id)
         ).all()
         checks = session.execute(select(Check.version_id, Check.name)).all()
-    records = {row[0]: row[1] for row in rows}
+    records: dict[str, dict[str, Any]] = {row.shot: row.record for row in rows}
     own, other = records["adapted"], records["native"]
     assert (own["settings"]["family"], other["settings"]["family"]) == ("studio", "flux2")
     assert other["settings"]["engine"] == "flux2"
