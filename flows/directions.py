@@ -26,7 +26,7 @@ from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.prompts import IDENTITY
 
 if TYPE_CHECKING:
-    from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.engines import PictureEngine
 
 WHITE = 128  # from this grey on a mask is white
 
@@ -131,7 +131,7 @@ class Direction:
     references: tuple[dict[str, Any], ...] = ()
     read: Mapping[str, ReadPicture] = field(default_factory=dict)
 
-    def into(self, recipe: dict[str, Any], made: Engine) -> dict[str, Any]:
+    def into(self, recipe: dict[str, Any], made: PictureEngine) -> dict[str, Any]:
         """The recipe with what is used here, and only that: what is not used leaves the job's key as it was.
 
         Raises RequestRefused where the base has no such blocks, or a picture has another shape than the made one.
@@ -154,16 +154,22 @@ class Direction:
         self._check(out, made)
         return out
 
-    def _check(self, recipe: dict[str, Any], made: Engine) -> None:
+    def _check(self, recipe: dict[str, Any], made: PictureEngine) -> None:
         from ipadapter_engine.attention import cross_attention_layers  # it loads torch, as the engine did
-        from ipadapter_engine.sources import inpaints
 
+        if not isinstance(made, Engine):
+            said = [name for name in ("adapters", "guidance_window", "source", "regions") if name in recipe]
+            told = ", ".join(said) or "negative references"
+            raise RequestRefused(
+                f"{made.family.title} cannot be told {told}",
+                "leave it out of the shot, or name an engine with an IP-Adapter",
+            )
         paths = tuple(name.removesuffix(".processor") for name in cross_attention_layers(made.checkpoint.unet).values())
         for adapter in recipe.get("adapters", {}).values():
             factors(adapter.get("blocks"), paths, made.family.presets)
         for what, read in self.read.items():
             check_shape(what, read.size, recipe["width_px"], recipe["height_px"])
-        if inpaints(made.checkpoint) and "mask_sha256" not in (self.source or {}):
+        if made.checkpoint.inpaints and "mask_sha256" not in (self.source or {}):
             raise RequestRefused(
                 "the loaded base paints within a mask and the shot has none",
                 "give its source a mask, or load a text-to-image base",

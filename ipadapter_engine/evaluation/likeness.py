@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.weights import first_line, load_model, read_config
+
+if TYPE_CHECKING:
+    from ipadapter_engine.engines import PictureEngine
 
 TEXT_PROJECTION = "text_projection.safetensors"  # beside an image encoder: (embed, hidden) for the base's text encoder
 TEXT_PROJECTION_KEY = "text_projection.weight"
@@ -70,14 +73,18 @@ def kind_of(config: Any) -> str:
     return kind if side == _USUAL_SIDE_PX else f"{kind} at {side} px"
 
 
-def of_engine(engine: Engine, encoder_folder: Path) -> Likeness:
+def of_engine(engine: PictureEngine, encoder_folder: Path) -> Likeness:
     """The checkpoint's own image encoder, with a text encoder of the same space where there is one.
 
     Looked for in this order: the whole CLIP in the image encoder's folder; a text projection beside the encoder, for
     the base's text encoder; a text encoder of the base that projects to as many numbers (SDXL's second one, whose image
     half is the encoder of SDXL's base adapters). Raises CheckpointRefused for a projection that does not fit.
     """
-    return _of_encoder(engine.encoder, lambda: engine.checkpoint.text, engine.models, encoder_folder)
+    return _of_encoder(engine.encoder, lambda: _texts_of(engine), engine.models, encoder_folder)
+
+
+def _texts_of(engine: PictureEngine) -> list[TextEncoder]:
+    return engine.checkpoint.text if isinstance(engine, Engine) else []
 
 
 def of_checkpoint(paths: CheckpointPaths) -> Likeness:
