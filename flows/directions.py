@@ -156,6 +156,7 @@ class Direction:
 
     def _check(self, recipe: dict[str, Any], made: PictureEngine) -> None:
         from ipadapter_engine.attention import cross_attention_layers  # it loads torch, as the engine did
+        from ipadapter_engine.pipeline import Engine
 
         if not isinstance(made, Engine):
             said = [name for name in ("adapters", "guidance_window", "source", "regions") if name in recipe]
