@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ipadapter_engine.encoder import ImageEncoder
     from ipadapter_engine.engines import PictureEngine
     from ipadapter_engine.pipeline import Engine
+    from ipadapter_engine.warm import WarmEngines
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,36 @@ def _engine(settings_json: str) -> PictureEngine:
     return _opened(EngineSettings.model_validate_json(settings_json), None)
 
 
-@functools.lru_cache(maxsize=8)
 def _further(name: str, settings_json: str, own_json: str) -> PictureEngine:
-    """It sees with what the library was read with: its pictures are checked as all others."""
+    """It sees with what the library was read with: its pictures are checked as all others. As many stay open as fit."""
     from ipadapter_engine.errors import CheckpointRefused
 
-    settings, encoder = EngineSettings.model_validate_json(settings_json), _engine(own_json).encoder
-    made = _opened(settings, encoder)
-    if made.encoder.sha256 != encoder.sha256:
-        raise CheckpointRefused(
-            f"the engine {name} sees with {made.encoder.name}, and libraries are read with {encoder.name}",
-            f"set ONMODEL_ENGINES__{name.upper()}__ENCODER to the folder of ONMODEL_ENGINE__ENCODER",
-        )
-    return made
+    def opened() -> PictureEngine:
+        settings, encoder = EngineSettings.model_validate_json(settings_json), _engine(own_json).encoder
+        made = _opened(settings, encoder)
+        if made.encoder.sha256 != encoder.sha256:
+            raise CheckpointRefused(
+                f"the engine {name} sees with {made.encoder.name}, and libraries are read with {encoder.name}",
+                f"set ONMODEL_ENGINES__{name.upper()}__ENCODER to the folder of ONMODEL_ENGINE__ENCODER",
+            )
+        return made
+
+    return _warm(own_json).get((name, settings_json), opened)
+
+
+@functools.lru_cache(maxsize=1)
+def _warm(own_json: str) -> WarmEngines:
+    """Of the memory that the process's own engine leaves."""
+    from ipadapter_engine.warm import WarmEngines, limit_of, weight_bytes
+
+    own = _engine(own_json)
+    return WarmEngines(limit_of(_device(EngineSettings.model_validate_json(own_json))) - weight_bytes(own))
+
+
+def _device(settings: EngineSettings) -> str:
+    import torch
+
+    return settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _opened(settings: EngineSettings, encoder: ImageEncoder | None) -> PictureEngine:
@@ -125,9 +143,7 @@ def _opened(settings: EngineSettings, encoder: ImageEncoder | None) -> PictureEn
     from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
     from ipadapter_engine.engines import open_engine
 
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(settings)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.dtype == "auto" and device.startswith("cuda") and settings.base is not None:
         dtype = torch.bfloat16
