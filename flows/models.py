@@ -68,19 +68,19 @@ class ModelStore:
         said: Said = NOTHING,
         replacing: bool = False,
     ) -> Added:
-        """Add the model at `source`. Safe to repeat: the same files again change nothing.
+        """Add the model at `source`. Safe to repeat: the same files again change nothing; `replacing` writes them anew.
 
         Raises ModelRefused, CheckpointRefused, PlaceInvalid, SourceUnreachable; then nothing was added.
         """
         place = open_source(source, s3)
         name = _checked_name(name or suggested_name(place.name))
         with self._changing(name):
-            before = self._before(name, replacing=replacing)
-            if before is not None and not replacing and before.source != place.address:
-                raise _taken(before)
+            kept = self._kept(name, replacing=replacing)
+            if kept is not None and kept.source != place.address:
+                raise _taken(kept)
             revision = place.resolve()
-            if before is not None and revision is not None and revision == before.revision and said.holds_for(before):
-                return Added(before, False, ())
+            if kept is not None and revision is not None and revision == kept.revision and said.holds_for(kept):
+                return Added(kept, False, ())
             aside = self._aside(name, f"{place.address} {revision}", kept=revision is not None)
             try:
                 fetched = place.fetch(aside)
@@ -90,15 +90,14 @@ class ModelStore:
                     name, facts.kind, facts.variant, facts.base, facts.encoder, facts.licence, place.address,
                     fetched.revision, facts.pinned, files, by, datetime.now(UTC).isoformat(timespec="seconds"),
                 )  # fmt: skip
-                same = before is not None and replace(before, added_by=by, added_at=model.added_at) == model
-                if before is not None and not same and not replacing:
-                    raise _taken(before)
+                if kept is not None and replace(kept, added_by=by, added_at=model.added_at) != model:
+                    raise _taken(kept)
             except (ModelRefused, CheckpointRefused):  # what could not be reached is gone on with, what is wrong is not
                 shutil.rmtree(aside)
                 raise
-            if before is not None and same:
+            if kept is not None:
                 shutil.rmtree(aside)
-                return Added(before, False, facts.notes)
+                return Added(kept, False, facts.notes)
             self._publish(aside, model)
         return Added(model, True, facts.notes)
 
@@ -180,16 +179,12 @@ class ModelStore:
         except FileNotFoundError:
             return []
 
-    def _before(self, name: str, *, replacing: bool) -> Manifest | None:
+    def _kept(self, name: str, *, replacing: bool) -> Manifest | None:
+        """The model of that name, unless it is to be replaced."""
         folder = self.root / name
         if os.path.lexists(folder) and not folder.is_symlink():
             raise ModelRefused(f"{folder} was not put there by `onmodel models add`", "Move it away.")
-        try:
-            return self.find(name)
-        except CheckpointRefused:
-            if not replacing:
-                raise
-            return None
+        return None if replacing else self.find(name)
 
     def _aside(self, name: str, of: str, *, kept: bool) -> Path:
         """The folder to write into; with what an interrupted fetch of the same left there, where that is `kept`."""

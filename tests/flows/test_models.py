@@ -348,27 +348,29 @@ import json, sys
 from pathlib import Path
 from flows.models import ModelStore
 from flows.settings import S3Settings
-try:
-    added = ModelStore(Path(sys.argv[1])).add(sys.argv[2], "pat", S3Settings(endpoint_url=None), name="ours")
-    print(json.dumps({**added.model.as_json(), "new": added.new}))
-except Exception as error:
-    print(json.dumps({"error": type(error).__name__, "message": str(error), "next": getattr(error, "next_step", "")}))
+for source in sys.argv[2:]:
+    try:
+        added = ModelStore(Path(sys.argv[1])).add(source, "pat", S3Settings(endpoint_url=None), name="ours")
+        told = {**added.model.as_json(), "new": added.new}
+    except Exception as error:
+        told = {"error": type(error).__name__, "message": str(error), "next": getattr(error, "next_step", "")}
+    print(json.dumps(told))
 """
 
 
-def fetching(store: ModelStore, hub: Hub, source: str, **environment: str) -> subprocess.Popen[str]:
-    """In a process of its own: huggingface_hub reads its environment once."""
+def fetching(store: ModelStore, hub: Hub, *sources: str, **environment: str) -> subprocess.Popen[str]:
+    """One after the other, in a process of its own: huggingface_hub reads its environment once."""
     ours = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(store.root.parent / "hf")}
     return subprocess.Popen(
-        [sys.executable, "-c", FETCH, str(store.root), source], env={**os.environ, **ours, **environment},
+        [sys.executable, "-c", FETCH, str(store.root), *sources], env={**os.environ, **ours, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
 
 
-def fetched(store: ModelStore, hub: Hub, source: str, **environment: str) -> dict[str, Any]:
-    out, err = fetching(store, hub, source, **environment).communicate(timeout=120)
-    assert out, err
-    return dict(json.loads(out))
+def fetched(store: ModelStore, hub: Hub, *sources: str, **environment: str) -> list[dict[str, Any]]:
+    out, err = fetching(store, hub, *sources, **environment).communicate(timeout=200)
+    assert len(out.splitlines()) == len(sources), err
+    return [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.fixture
@@ -385,44 +387,51 @@ def hub(made: Path) -> Iterator[Hub]:
 
 
 def test_a_file_of_a_hub_is_pinned_to_the_commit_it_was_resolved_to(store: ModelStore, hub: Hub, made: Path) -> None:
-    told = fetched(store, hub, "hub:h94/tiny:models/base.safetensors")
+    source = "hub:h94/tiny:models/base.safetensors"
+    told, again = fetched(store, hub, source, source)
     assert (told["kind"], told["revision"], told["licence"]) == ("adapter", COMMIT, "apache-2.0")
     assert told["files"][0]["sha256"] == sha256_of_file(made / "base.safetensors")
+    assert (told["new"], again["new"]) == (True, False)
+    assert len([path for method, path, _ in hub.asked if method == "GET" and "/resolve/" in path]) == 1
     assert store.verify() == []
-    hub.asked.clear()
-    assert fetched(store, hub, "hub:h94/tiny:models/base.safetensors")["new"] is False
-    assert not [path for _, path, _ in hub.asked if "/resolve/" in path]
-    hub.commit = "f" * 40
-    assert "another model" in fetched(store, hub, "hub:h94/tiny@main:models/base.safetensors")["message"]
 
 
 def test_a_folder_of_a_hub_is_added_without_its_pickles(store: ModelStore, hub: Hub) -> None:
-    told = fetched(store, hub, f"hub:h94/tiny@{COMMIT}:models/image_encoder")
+    (told,) = fetched(store, hub, f"hub:h94/tiny@{COMMIT}:models/image_encoder")
     assert told["kind"] == "encoder"
     assert {f["path"] for f in told["files"]} == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert not [path for _, path, _ in hub.asked if path.endswith(".bin")]
 
 
+REFUSED = {
+    "hub:h94/none": "no repository h94/none",
+    "hub:h94/gated": "is gated",
+    "hub:h94/tiny@old": "has no revision old",
+    "hub:h94/tiny:models/none.bin": "has no models/none.bin",
+    "hub:h94/tiny:models": "files of weights",
+}
+
+
+def test_what_a_hub_does_not_have_is_refused_with_what_to_do(store: ModelStore, hub: Hub) -> None:
+    answers = fetched(store, hub, *REFUSED)
+    for answer, told in zip(answers, REFUSED.values(), strict=True):
+        assert answer["error"] == "ModelRefused", answer
+        assert told in answer["message"]
+        assert answer["next"]
+    assert store.names() == []
+
+
 @pytest.mark.parametrize(
-    ("source", "environment", "error", "told"),
-    [
-        ("hub:h94/tiny", {"HF_HUB_OFFLINE": "1"}, "SourceUnreachable", "HF_HUB_OFFLINE is set"),
-        ("hub:h94/tiny", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "SourceUnreachable", "cannot be read"),
-        ("hub:h94/none", {}, "ModelRefused", "no repository h94/none"),
-        ("hub:h94/gated", {}, "ModelRefused", "is gated"),
-        ("hub:h94/tiny@old", {}, "ModelRefused", "has no revision old"),
-        ("hub:h94/tiny:models/none.bin", {}, "ModelRefused", "has no models/none.bin"),
-        ("hub:h94/tiny:models", {}, "ModelRefused", "holds 3 files of weights"),
-    ],
+    ("environment", "told"),
+    [({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"), ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be read")],
 )
-def test_what_a_hub_does_not_give_is_said_with_what_to_do(
-    store: ModelStore, hub: Hub, source: str, environment: dict[str, str], error: str, told: str
+def test_a_hub_that_is_not_reached_says_why(
+    store: ModelStore, hub: Hub, environment: dict[str, str], told: str
 ) -> None:
-    answer = fetched(store, hub, source, **environment)
-    assert answer["error"] == error, answer
+    (answer,) = fetched(store, hub, "hub:h94/tiny", **environment)
+    assert answer["error"] == "SourceUnreachable", answer
     assert told in answer["message"]
     assert answer["next"]
-    assert store.names() == []
 
 
 def test_a_fetch_that_is_killed_half_way_leaves_no_model_and_is_gone_on_with(
@@ -443,7 +452,8 @@ def test_a_fetch_that_is_killed_half_way_leaves_no_model_and_is_gone_on_with(
     assert store.names() == []
     assert store.verify() == []
     hub.stop_at = None
-    assert fetched(store, hub, "hub:h94/tiny:models/plus.safetensors")["new"] is True
+    (again,) = fetched(store, hub, "hub:h94/tiny:models/plus.safetensors")
+    assert again["new"] is True
     assert store.place_of("ours").read_bytes() == big
     assert store.verify() == []
     assert [where for method, _, where in hub.asked if method == "GET" and where.startswith("bytes=")], hub.asked
@@ -481,6 +491,15 @@ def test_a_damaged_manifest_is_named_and_replaced(store: ModelStore, made: Path)
     with pytest.raises(CheckpointRefused):
         add(store, made / "base.safetensors")
     add(store, made / "base.safetensors", replacing=True)
+    assert store.verify() == []
+
+
+def test_a_damaged_file_is_mended_by_replacing(store: ModelStore, made: Path) -> None:
+    add(store, made / "base.safetensors")
+    store.place_of("base").write_bytes(b"damaged")
+    assert not add(store, made / "base.safetensors").new
+    assert [p.what for p in store.verify()] == ["damaged"]
+    assert add(store, made / "base.safetensors", replacing=True).new
     assert store.verify() == []
 
 
