@@ -207,8 +207,8 @@ class HubModels:
                 "Check the path, and the revision.",
             )
         wanted = {within + name: name for name in chosen(inside, self.address)}
-        beside = preprocessing_beside(self.path, list(wanted.values()))
-        return wanted | ({beside: PREPROCESSOR} if beside is not None and beside in names and self.path else {})
+        beside = preprocessing_beside(self.path, list(wanted.values())) if self.path else None
+        return wanted if beside is None or beside not in names else {**wanted, beside: PREPROCESSOR}
 
     def _download(self, name: str, commit: str, aside: Path) -> None:
         from huggingface_hub import hf_hub_download

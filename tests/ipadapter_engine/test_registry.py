@@ -66,6 +66,14 @@ def test_every_sha256_says_where_it_was_found() -> None:
     assert all(bool(f.seen_in) == (f.sha256 is not None) for f in registry.registry().files)
 
 
+def test_the_docs_count_what_there_is() -> None:
+    files = registry.registry().files
+    known = sum(f.sha256 is not None for f in files)
+    docs = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert f"knows {len(files)} published files, {known} of them by sha256" in docs
+    assert f"names alone ({len(files) - known} of them)" in docs
+
+
 def test_every_encoder_that_a_file_needs_has_a_name() -> None:
     known = registry.registry()
     assert {f.encoder for f in known.files if f.encoder} <= set(known.encoders)
