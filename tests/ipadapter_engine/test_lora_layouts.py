@@ -14,8 +14,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ipadapter_engine.adapter import adapter_from_state
 from ipadapter_engine.characters import Characters
-from ipadapter_engine.checkpoints import CheckpointPaths
+from ipadapter_engine.checkpoints import CheckpointPaths, read_adapter_file
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.lora_files import sha256_of_lora
 from ipadapter_engine.pipeline import SCHEDULERS, Engine
@@ -173,15 +174,17 @@ def test_the_lora_of_a_faceid_file_is_applied_as_in_diffusers(
     checkpoints: Checkpoints, tmp_path: Path, layout: str
 ) -> None:
     base = checkpoints.folders[layout]
-    state = variants.face_state(tiny.open_unet(base))
-    file = tiny.write_bin(tmp_path / "faceid.bin", state)
-    engine = Engine.open(CheckpointPaths(base, file))
+    unet = tiny.open_unet(base)
+    file = tiny.write_bin(tmp_path / "faceid.bin", variants.face_state(unet))
+    plain = tiny.write_bin(tmp_path / "plain.bin", variants.without_lora(variants.face_state(unet)))
+    engine = Engine.open(CheckpointPaths(base, plain))
     face = tiny.Draw(5)(1, variants.FACE)
     request = GenerationRequest(
         "a red fox", 7, (ReferencePrompt(face[0].numpy()),), scale=0.7, steps=3, guidance=3.0, scheduler="ddim",
         width_px=32, height_px=32,
     )  # fmt: skip
-    characters = characters_of(engine, adapters=engine.checkpoint.adapters)
+    adapter = adapter_from_state(read_adapter_file(file), engine.checkpoint.unet, file=file.name)
+    characters = characters_of(engine, adapters={"identity": adapter})
     assert characters.adapters == {"identity"}
     with characters.playing((), adapters=["identity", "style"]):
         ours = engine.generate([request])[0].latents

@@ -32,6 +32,10 @@ def face_state(unet: UNet2DConditionModel, *, tokens: int = 4, lora: bool = True
     return {"image_proj": proj, "ip_adapter": layers | (_lora(unet, draw) if lora else {})}
 
 
+def without_lora(state: State) -> State:
+    return {**state, "ip_adapter": {k: v for k, v in state["ip_adapter"].items() if "_lora." not in k}}
+
+
 def face_plus_state(unet: UNet2DConditionModel, *, hidden: int = tiny.HIDDEN, seed: int = 15) -> State:
     """FaceID Plus: the face's tokens look at hidden states through a resampler of four layers."""
     dim, draw = unet.config["cross_attention_dim"], tiny.Draw(seed)
