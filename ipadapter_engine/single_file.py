@@ -196,6 +196,7 @@ def _text(state: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dic
     """A text encoder's weights, named without `text_model.`, and its configuration."""
     if prefix.endswith("transformer."):
         named = converters.convert_ldm_clip_checkpoint(state)
+        named.pop("text_projection.weight", None)  # some tools save it; neither model projects this encoder's text
     else:
         named = converters.convert_open_clip_checkpoint(None, state, prefix=prefix)
     plain = {k.removeprefix("text_model."): v for k, v in named.items() if not k.endswith(_UNUSED)}

@@ -53,6 +53,7 @@ def base_state(folder: Path) -> State:
     where = "conditioner.embedders.0" if sdxl else "cond_stage_model"
     state |= {f"{where}.transformer.text_model.{k.removeprefix('text_model.')}": v for k, v in text.items()}
     state[f"{where}.transformer.text_model.embeddings.position_ids"] = torch.arange(tiny.LENGTH)[None]
+    state[f"{where}.transformer.text_projection.weight"] = torch.eye(tiny.WIDTH)  # as some tools save it
     if sdxl:
         second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
         state |= {f"conditioner.embedders.1.model.{k}": v for k, v in open_clip_state(second).items()}
