@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-STARTUP_S = 120
+STARTUP_S = 240
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_pictures_that_workers_elsewhere_make_hold_none_here(prefect: PrefectSer
 
     async def held() -> float:
         async with accelerator():
-            return await asyncio.wait_for(where_it_is_made_here(made)(["key"], 0), 10)
+            return await asyncio.wait_for(where_it_is_made_here(made)(["key"], 0), 60)
 
     assert asyncio.run(held()) == 0.0
 
@@ -107,7 +107,7 @@ def test_where_the_server_has_no_such_limit_nothing_waits(prefect: PrefectServer
             async with accelerator(), accelerator():
                 pass
 
-        await asyncio.wait_for(runs(), 60)
+        await asyncio.wait_for(runs(), 120)
 
     asyncio.run(limit_to(1))
     asyncio.run(both())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from sqlalchemy.orm import Session
 
 from asset_store.blobs import open_blobs
@@ -26,6 +26,9 @@ from flows.wiring import Store
 from studio.api.app import create_app
 from tests.stories import a_campaign, a_check, a_job, a_record, a_reference
 from tests.studio.served import UNLIMITED, served
+
+PATIENCE_MS = 30_000  # on a machine that has much else to do
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @dataclass
@@ -97,7 +100,7 @@ class Site:
                 accounts.grant(session, handle, role, "system", None, stage if role is Role.REVIEWER else None)
             token = passes.make_link(session, handle, "system")
         context: BrowserContext = self.browser.new_context(**options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.problems = []  # type: ignore[attr-defined]
         page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
