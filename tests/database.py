@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,22 +42,24 @@ def session(database: Database) -> Iterator[Session]:
 @pytest.fixture
 def own_database(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A migrated database of the test's own, for several connections that commit; dropped after the test."""
-    name = f"test_{next(_numbers)}"
-    with database.direct() as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated".encode())
-    with open_database(_named(database, name), tmp_path_factory.getbasetemp()) as opened:
+    with cloned(database, "migrated", tmp_path_factory.getbasetemp()) as opened:
         yield opened
-    with database.direct() as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 @pytest.fixture
 def empty_database(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A database with nothing in it, for the migrations; dropped after the test."""
-    name = f"empty_{next(_numbers)}"
+    with cloned(database, "template0", tmp_path_factory.getbasetemp()) as opened:
+        yield opened
+
+
+@contextmanager
+def cloned(database: Database, template: str, home: Path) -> Iterator[Database]:
+    """A copy of the database `template` on the same server, to which nobody may be connected; dropped at the end."""
+    name = f"test_{next(_numbers)}"
     with database.direct() as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
-    with open_database(_named(database, name), tmp_path_factory.getbasetemp()) as opened:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+    with open_database(_named(database, name), home) as opened:
         yield opened
     with database.direct() as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

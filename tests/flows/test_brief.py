@@ -29,7 +29,7 @@ def test_the_shipped_brief_is_valid() -> None:
         ("character: Pip", "charakter: Pip", 6, "shots[0].charakter"),
         ("name: mora-snow", "name: pip-beach", 7, "shots[1].name"),
         ("seed: 3", "seed: -1", 3, "seed"),
-        ("steps: 3", "size: big", 4, "defaults.size"),
+        ("size: 64x64", "size: big", 4, "defaults.size"),
         ("character: Mora", "character: Mora, seeds: [1], seed: 2", 7, "shots[1]"),
         ("character: Mora", "character: Mora, window: [0.8, 0.2]", 7, "shots[1]"),
         ("steps: 3", "blocks: stile", 4, "defaults.blocks"),

@@ -129,18 +129,17 @@ def threshold_by_hand(home: Home, character: str) -> tuple[float, float]:
 
 
 @pytest.mark.usefixtures("prefect")
-def test_a_campaigns_check_uses_the_stored_version_and_all_own_references_and_says_so(home: Home) -> None:
-    asyncio.run(ingest_library(str(home.library), "pat"))
+def test_a_campaigns_check_uses_the_stored_version_and_all_own_references_and_says_so(ingested: Home) -> None:
     told = {t["character"]: t for t in store_calibrations(None, brand=None, by="pat")}
     assert set(told) == {"Bo", "Mora", "Pip", "Tilda"}
-    low, high = threshold_by_hand(home, "Pip")
+    low, high = threshold_by_hand(ingested, "Pip")
     assert told["Pip"]["calibrated"]
     assert low - 1e-3 <= told["Pip"]["threshold"] <= high + 1e-3
     assert [t["new"] for t in store_calibrations("Pip", brand="lumen", by="pat")] == [False]
     brief = SMALL_BRIEF.replace("variants: 3", "variants: 1")
     asyncio.run(run_campaign(brief, "brief.yaml", "pat"))
-    own = {name: pooled(home, name) for name in ("Pip", "Mora")}
-    with open_store() as store, home.database.transaction() as session:
+    own = {name: pooled(ingested, name) for name in ("Pip", "Mora")}
+    with open_store() as store, ingested.database.transaction() as session:
         encoder = engine(store.settings).encoder
         checks = session.scalars(select(Check).where(Check.name == "identity")).all()
         assert len(checks) == 2
@@ -181,15 +180,14 @@ def test_ended_licences_and_copies_do_not_calibrate(home: Home) -> None:
 
 
 @pytest.mark.usefixtures("prefect")
-def test_another_library_gives_another_version_and_the_first_one_stays(home: Home) -> None:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    first = home.onmodel("calibrate", "--all", "--json")
+def test_another_library_gives_another_version_and_the_first_one_stays(ingested: Home) -> None:
+    first = ingested.onmodel("calibrate", "--all", "--json")
     assert first.code == 0, first.err
     withdraw("pip/side.png", by="rita", reason="the contract ended")
-    (again,) = home.onmodel("calibrate", "Pip", "--json").json
+    (again,) = ingested.onmodel("calibrate", "Pip", "--json").json
     assert (again["version"], again["new"]) == (2, True)
-    with home.database.transaction() as session:
+    with ingested.database.transaction() as session:
         pip = libraries.find_character(session, "Pip").id
         rows = session.scalars(select(IdentityThreshold).where(IdentityThreshold.character_id == pip)).all()
     assert sorted(r.version for r in rows) == [1, 2]
-    assert home.onmodel("calibrate").code == 2
+    assert ingested.onmodel("calibrate").code == 2

@@ -31,21 +31,15 @@ from flows.sweep import sweep
 from flows.wiring import engine, open_store
 from flows.worker import Worker
 from tests.prefect_server import PrefectServer
-from tests.studio_home import SMALL_BRIEF, Home
+from tests.studio_home import PASSING, SMALL_BRIEF, Home
 
 pytestmark = pytest.mark.usefixtures("prefect")
-
-
-@pytest.fixture
-def ingested(home: Home) -> Home:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    return home
 
 
 TWINS = """\
 campaign: {}
 brand: lumen
-defaults: {{steps: 2}}
+defaults: {{steps: 2, size: 64x64}}
 shots:
   - {{name: one, character: Bo, prompt: a mascot, seeds: [5], references: [bo/front.png]}}
 """
@@ -85,7 +79,7 @@ def test_the_same_brief_again_makes_nothing(ingested: Home) -> None:
 
 
 def test_two_campaigns_that_want_the_same_picture_share_its_job(ingested: Home) -> None:
-    seeds = "campaign: {}\nbrand: lumen\ndefaults: {{steps: 2}}\nshots:\n  - {{name: one, character: Bo, prompt: a mascot, seeds: [5]}}\n"
+    seeds = "campaign: {}\nbrand: lumen\ndefaults: {{steps: 2, size: 64x64}}\nshots:\n  - {{name: one, character: Bo, prompt: a mascot, seeds: [5]}}\n"
     run(seeds.format("first"))
     run(seeds.format("second"))
     first, second = assets(ingested).values()
@@ -174,7 +168,7 @@ def test_an_expired_licence_stops_a_queued_job(ingested: Home) -> None:
 
 
 def test_who_asked_may_not_approve_and_an_approved_picture_is_delivered(ingested: Home, tmp_path: Path) -> None:
-    run()
+    run(SMALL_BRIEF + PASSING)
     asset = next(a for a in assets(ingested).values() if a.review is ReviewState.IN_REVIEW)
     assert asset.current is not None
     with pytest.raises(FourEyes), ingested.database.transaction() as session:

@@ -23,7 +23,6 @@ from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, AuditRow, Job, JobState, RemovedBlob, Run, RunState
 from flows.character_sheet import make_character_sheet, try_again
 from flows.garbage import collect
-from flows.library import ingest_library
 from flows.settings import QuotaSettings
 from flows.sheet_request import SheetRequest
 from flows.sheet_result import alike, conclude_sheet
@@ -37,18 +36,13 @@ pytestmark = pytest.mark.usefixtures("prefect")
 FREE = QuotaSettings(brand=None, asker=None)
 
 
-@pytest.fixture
-def ingested(home: Home) -> Home:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    return home
-
-
 def begun(home: Home, **fields: Any) -> uuid.UUID:
     asked = {
         "brand": "lumen",
         "character": "Bo",
         "views": ["front", "side"],
         "steps": 2,
+        "format": "64x64",
         "identity_min": -1.0,
         **fields,
     }

@@ -173,7 +173,7 @@ def test_the_text_half_of_the_encoders_clip_is_found_where_it_is_shipped(
 CHOOSING_BRIEF = """\
 campaign: chosen
 brand: lumen
-defaults: {steps: 2, choose: 2}
+defaults: {steps: 2, choose: 2, size: 64x64}
 shots:
   - {name: pip, character: Pip, prompt: "a mascot, on the beach"}
   - {name: bo, character: Bo, prompt: "a mascot, in the city", references: [bo/side.png]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import shutil
-import subprocess
 import time
 import uuid
 from pathlib import Path
@@ -55,6 +54,7 @@ from flows.worker import Worker
 from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
+from tests.forking import Forked
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.stories import TODAY
 from tests.studio_home import EXAMPLES, SMALL_BRIEF, Home
@@ -73,6 +73,17 @@ OLD_RECIPE: dict[str, Any] = {
 }  # fmt: skip
 
 
+OLD_BRIEF = """\
+campaign: small
+brand: lumen
+seed: 3
+defaults: {steps: 3, variants: 3}
+shots:
+  - {name: pip-beach, character: Pip, prompt: "a mascot, waving, happy, front view, on the beach"}
+  - {name: mora-snow, character: Mora, prompt: "a mascot, jumping, sad, front view, in the snow"}
+"""
+
+
 def test_recipes_of_before_keep_their_keys() -> None:
     """Both numbers were printed by the release before."""
     assert recipe_keys.job_key(OLD_RECIPE) == "b2aa2ca2c855b6cb5314f632b5bac268bfe6c5000291e97d4ae89bc3d416a0f0"
@@ -83,7 +94,7 @@ def test_recipes_of_before_keep_their_keys() -> None:
 @pytest.mark.parametrize(
     ("text", "sha256"),
     [
-        (SMALL_BRIEF, "935a563591244b48ce056f07f8ed4f9bfca24bcc4b8e7c7eccafee9a8927c478"),
+        (OLD_BRIEF, "935a563591244b48ce056f07f8ed4f9bfca24bcc4b8e7c7eccafee9a8927c478"),
         ((EXAMPLES / "spring.yaml").read_text(), "85ad0215b2f638ce44432ebad33cd363265aa7455f00ddc863f88c3fd0211247"),
     ],
 )
@@ -103,8 +114,7 @@ def test_a_control_of_a_library_has_another_key_than_the_same_pixels_from_elsewh
 
 
 @pytest.mark.usefixtures("prefect")
-def test_a_plain_brief_has_a_recipe_of_the_same_fields_as_before(home: Home) -> None:
-    asyncio.run(ingest_library(str(home.library), "pat"))
+def test_a_plain_brief_has_a_recipe_of_the_same_fields_as_before(ingested: Home) -> None:
     with open_store() as store:
         plan = plan_campaign(store, parse_brief(SMALL_BRIEF, file="brief.yaml"))
     for picture in plan.pictures:
@@ -479,17 +489,11 @@ BEST = """\
 campaign: best
 brand: lumen
 seed: 4
-defaults: {steps: 2, variants: 2, best_of: 3}
+defaults: {steps: 2, variants: 2, best_of: 3, size: 64x64}
 shots:
   - {name: pip, character: Pip, prompt: "a mascot, on the beach"}
   - {name: bo, character: Bo, prompt: "a mascot, in the city"}
 """
-
-
-@pytest.fixture
-def ingested(home: Home, prefect: object) -> Home:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    return home
 
 
 def test_the_most_alike_of_n_is_kept_the_others_are_on_record_and_no_assets(ingested: Home) -> None:
@@ -563,7 +567,7 @@ def test_killed_among_its_candidates_nothing_is_lost_and_nothing_is_there_twice(
     assert before.items() <= after.items()
 
 
-def wait_for_one(home: Home, process: subprocess.Popen[str]) -> None:
+def wait_for_one(home: Home, process: Forked) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         with home.database.transaction() as session:

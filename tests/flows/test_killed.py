@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -13,7 +11,7 @@ from sqlalchemy import func, select
 
 from asset_store.database import Database
 from asset_store.tables import Asset, AssetVersion, Job, JobState, LineageRecord
-from flows.library import ingest_library
+from tests.forking import Forked
 from tests.studio_home import Home
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -22,7 +20,7 @@ BRIEF = """\
 campaign: killed
 brand: lumen
 seed: 5
-defaults: {steps: 4, variants: 5}
+defaults: {steps: 4, variants: 5, size: 64x64}
 shots:
   - {name: pip-beach, character: Pip, prompt: "a mascot, waving, happy, front view, on the beach"}
   - {name: bo-city, character: Bo, prompt: "a mascot, standing, sad, front view, in the city"}
@@ -47,7 +45,7 @@ def outcome(database: Database) -> Outcome:
     return {(r[0], r[1]): r[2] for r in rows}
 
 
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str], limit_s: float = 120) -> None:
+def wait_until(ready: Callable[[], bool], process: Forked, limit_s: float = 120) -> None:
     deadline = time.monotonic() + limit_s
     while not ready():
         assert time.monotonic() < deadline, "the moment to kill at did not come"
@@ -64,46 +62,43 @@ MOMENTS: dict[str, Callable[[Database], bool]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_run_again_nothing_is_lost_and_nothing_is_there_twice(home: Home, moment: str) -> None:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    brief = home.brief(BRIEF)
+def test_killed_and_run_again_nothing_is_lost_and_nothing_is_there_twice(ingested: Home, moment: str) -> None:
+    brief = ingested.brief(BRIEF)
     small = {"ONMODEL_ENGINE__MAX_BATCH": "4"}
-    process = home.start("campaign", "run", str(brief), "--json", **small)
-    wait_until(lambda: MOMENTS[moment](home.database), process)
+    process = ingested.start("campaign", "run", str(brief), "--json", **small)
+    wait_until(lambda: MOMENTS[moment](ingested.database), process)
     process.kill()
     process.communicate()
-    before = outcome(home.database)
-    again = home.onmodel("campaign", "run", str(brief), "--json", **small)
+    before = outcome(ingested.database)
+    again = ingested.onmodel("campaign", "run", str(brief), "--json", **small)
     assert again.code in (0, 3), again.err
-    after = outcome(home.database)
+    after = outcome(ingested.database)
     assert len(after) == PICTURES
     assert before.items() <= after.items()
     assert again.json["made"] + again.json["reused"] == PICTURES
 
 
-def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(home: Home) -> None:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    brief = home.brief(BRIEF)
-    process = home.start("campaign", "run", str(brief), "--json", ONMODEL_ENGINE__MAX_BATCH="2")
-    wait_until(lambda: count(home.database, Job.state == JobState.SUCCEEDED) >= 2, process)
+def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(ingested: Home) -> None:
+    brief = ingested.brief(BRIEF)
+    process = ingested.start("campaign", "run", str(brief), "--json", ONMODEL_ENGINE__MAX_BATCH="2")
+    wait_until(lambda: count(ingested.database, Job.state == JobState.SUCCEEDED) >= 2, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    again = home.onmodel("campaign", "run", str(brief), "--json")
+    again = ingested.onmodel("campaign", "run", str(brief), "--json")
     assert again.code in (0, 3), again.err
-    assert len(outcome(home.database)) == PICTURES
+    assert len(outcome(ingested.database)) == PICTURES
 
 
-def test_a_killed_workers_jobs_are_taken_by_another(home: Home) -> None:
+def test_a_killed_workers_jobs_are_taken_by_another(ingested: Home) -> None:
     """The campaign waits without workers of its own; one worker process is killed at work, a second finishes."""
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    campaign = home.start("campaign", "run", str(home.brief(BRIEF)), "--workers", "0", "--json")
-    first = home.start("worker", "--batch", "3")
-    wait_until(lambda: count(home.database, Job.state == JobState.SUCCEEDED) >= 3, first)
+    campaign = ingested.start("campaign", "run", str(ingested.brief(BRIEF)), "--workers", "0", "--json")
+    first = ingested.start("worker", "--batch", "3")
+    wait_until(lambda: count(ingested.database, Job.state == JobState.SUCCEEDED) >= 3, first)
     first.kill()
     first.communicate()
-    second = home.start("worker", "--batch", "3")
+    second = ingested.start("worker", "--batch", "3")
     try:
         _, err = campaign.communicate(timeout=200)
         assert campaign.returncode in (0, 3), err
@@ -112,7 +107,7 @@ def test_a_killed_workers_jobs_are_taken_by_another(home: Home) -> None:
         told, _ = second.communicate(timeout=60)
     assert second.returncode == 0
     assert "made in" in told
-    assert len(outcome(home.database)) == PICTURES
+    assert len(outcome(ingested.database)) == PICTURES
 
 
 def test_an_ingest_that_is_killed_goes_on(home: Home) -> None:

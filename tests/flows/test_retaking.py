@@ -18,7 +18,6 @@ from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, AssetVersion, Check, Job, LineageRecord, Verdict
 from flows import recipes
 from flows.campaign import run_campaign
-from flows.library import ingest_library
 from flows.retake_plan import Wishes, suggest
 from flows.retaking import retake_asset, wish_for
 from flows.sweep import sweep
@@ -33,23 +32,22 @@ campaign: one
 brand: lumen
 retakes: 2
 checks: {identity_min: -1.0}
-defaults: {steps: 2, scale: 0.8}
+defaults: {steps: 2, scale: 0.8, size: 64x64}
 shots:
   - {name: bo, character: Bo, prompt: a mascot on the beach, seeds: [5], references: [bo/front.png]}
 """
 
 
 @pytest.fixture
-def sent_back(home: Home) -> tuple[Home, uuid.UUID]:
-    asyncio.run(ingest_library(str(home.library), "pat"))
+def sent_back(ingested: Home) -> tuple[Home, uuid.UUID]:
     asyncio.run(run_campaign(BRIEF, "brief.yaml", "pat"))
-    with home.database.transaction() as session:
+    with ingested.database.transaction() as session:
         asset = session.scalars(select(Asset)).one()
         assert asset.current is not None
         pin = {"kind": "pin", "x": 0.5, "y": 0.25}
         comments.comment(session, asset.current.id, "grace", "with a smile.", region=pin)
         decide(session, asset.id, Verdict.REQUEST_CHANGES, "grace", "closer to the water", asset.current.sha256)
-    return home, asset.id
+    return ingested, asset.id
 
 
 def retake(asset_id: uuid.UUID, wishes: dict[str, Any] | None = None, by: str = "kim") -> dict[str, Any]:

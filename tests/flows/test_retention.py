@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,10 @@ from asset_store.tables import Asset, Decision, Job, Removal, RemovedBlob, Verdi
 from flows import retention
 from flows.campaign import run_campaign
 from flows.garbage import collect
-from flows.library import ingest_library
 from flows.settings import Settings
 from flows.sweep import sweep
 from flows.wiring import Store, open_store
+from tests.forking import Forked
 from tests.studio_home import Home
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -33,17 +30,11 @@ MONTH, LATER = Policy(30), datetime.now(UTC) + timedelta(days=31)
 BRIEF = """\
 campaign: {}
 brand: lumen
-defaults: {{steps: 2}}
+defaults: {{steps: 2, size: 64x64}}
 checks: {{identity_min: -1.0}}
 shots:
   - {{name: one, character: Bo, prompt: a mascot, seeds: [5], references: [bo/front.png]}}
 """
-
-
-@pytest.fixture
-def ingested(home: Home) -> Home:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    return home
 
 
 def made(name: str) -> dict[str, Any]:
@@ -137,11 +128,9 @@ with open_store() as store:
 @pytest.mark.parametrize("before", ["pass", "delete(sha256)"], ids=["before the blob is deleted", "after it"])
 def test_a_removal_that_was_killed_is_finished_by_the_next_sweep(ingested: Home, before: str) -> None:
     sha256 = rejected(ingested)
-    root = str(Path(__file__).resolve().parents[2])
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED.format(before)], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
-    assert killed.returncode == 9, killed.stderr
+    killed = Forked((), program=KILLED.format(before))
+    _, told = killed.communicate(timeout=120)
+    assert killed.returncode == 9, told
     with open_store() as store:
         with store.database.transaction() as session:
             assert session.scalars(select(Removal.sha256)).all() == [sha256]  # what is not there any more is told of

@@ -20,7 +20,6 @@ from asset_store.tables import Asset, AuditRow, Campaign, CampaignSchedule, Job,
 from flows import dispatch
 from flows.campaign import make_campaign, run_campaign
 from flows.character_sheet import make_character_sheet
-from flows.library import ingest_library
 from flows.prefect_schedules import Reconciled, reconcile
 from flows.scheduled import act_on_schedule
 from flows.scheduling import schedule_campaign
@@ -28,25 +27,18 @@ from flows.settings import QuotaSettings
 from flows.starting import BriefText, start_campaign
 from flows.wiring import engine, open_store
 from flows.worker import Worker
-from tests.prefect_server import PrefectServer
 from tests.studio_home import Home
 
 BRIEF = """\
 campaign: weekly
 brand: lumen
 seed: 3
-defaults: {steps: 2}
+defaults: {steps: 2, size: 64x64}
 schedule: {cron: 0 9 * * mon, time_zone: Europe/Berlin}
 shots:
   - {name: pip, character: Pip, prompt: "a mascot, waving, {date}", variants: 2}
 """
 FREE = QuotaSettings(brand=None, asker=None)
-
-
-@pytest.fixture
-def ingested(home: Home, prefect: PrefectServer) -> Home:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    return home
 
 
 def kept(home: Home, brief: str = BRIEF, name: str = "weekly") -> uuid.UUID:

@@ -39,13 +39,7 @@ from tests.ipadapter_engine.tiny_checkpoints import write_encoder, write_sd15
 from tests.studio_home import ROOT, Home
 
 pytestmark = pytest.mark.usefixtures("prefect")
-SHORT = {"steps": 2, "class_pictures": 2, "rank": 4}
-
-
-@pytest.fixture
-def ingested(home: Home) -> Home:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    return home
+SHORT = {"steps": 2, "class_pictures": 2, "rank": 4, "size_px": 64}
 
 
 def train(character: str = "Pip", references: list[str] | None = None, **settings: Any) -> dict[str, Any]:
@@ -195,7 +189,8 @@ def test_too_few_references_and_unknown_names_are_told_with_a_next_step(ingested
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_training_goes_on_where_it_was(ingested: Home, how: signal.Signals) -> None:
     steps = 24
-    command = ["train", "character", "Pip", "--steps", str(steps), "--class-pictures", "2", "--checkpoint-every", "2"]
+    command = ["train", "character", "Pip", "--steps", str(steps), "--class-pictures", "2", "--checkpoint-every", "2",
+               "--size", "64"]  # fmt: skip
     process = ingested.start(*command)
     deadline = time.monotonic() + 200
     while not (found := list((ingested.path / "training").glob("*/character.ckpt"))):

@@ -125,12 +125,6 @@ def test_a_change_that_all_pictures_share_does_not_count_as_leaving_the_prompt()
 QUICK = ("tune", "Pip", "--seeds", "1", "--prompt", "a mascot, on the beach", "--prompt", "a mascot, in the snow")
 
 
-@pytest.fixture
-def ingested(home: Home) -> Home:
-    asyncio.run(ingest_library(str(home.library), "pat"))
-    return home
-
-
 def made(home: Home) -> int:
     with home.database.transaction() as session:
         return session.scalars(select(func.count()).where(Job.state == JobState.SUCCEEDED)).one()

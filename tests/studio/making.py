@@ -37,12 +37,10 @@ class Studio:
 
 
 @pytest.fixture
-def studio(home: Home, prefect: object) -> Iterator[Studio]:
+def studio(ingested: Home, prefect: object) -> Iterator[Studio]:
     """pat, who produces for all brands, and rosa, who reviews; runs are made by real flows with a worker each, one at a time."""
     from flows.character_sheet import make_character_sheet  # here, as they load the engine
-    from flows.library import ingest_library
 
-    asyncio.run(ingest_library(str(home.library), "pat"))
     over = threading.Event()
 
     def carry(deployment: str, run_id: UUID, sent: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from studio.cli.app import app, load_commands
-from tests.studio_home import ROOT, SMALL_BRIEF, Home
+from tests.studio_home import PASSING, ROOT, SMALL_BRIEF, Home
 
 load_commands()
 COMMANDS = (
@@ -41,7 +41,7 @@ def test_the_docs_name_no_command_that_is_not_there() -> None:
 @pytest.mark.usefixtures("prefect")
 def test_the_whole_way_from_library_to_delivery(home: Home, tmp_path: Path) -> None:
     assert home.onmodel("ingest", str(home.library), "--by", "pat").code == 0
-    run = home.onmodel("campaign", "run", str(home.brief(SMALL_BRIEF)), "--by", "pat", "--json")
+    run = home.onmodel_fresh("campaign", "run", str(home.brief(SMALL_BRIEF + PASSING)), "--by", "pat", "--json")
     assert run.code in (0, 3), run.err
     waiting = home.onmodel("review", "list", "--json").json["assets"]
     assert waiting, run.out

@@ -18,7 +18,7 @@ from tests.studio_home import Home
 
 def started(home: Home, *options: str) -> tuple[subprocess.Popen[str], str, str]:
     """The process, its address and the sign-in token."""
-    process = home.start("up", "--port", "0", *options)
+    process = home.start_fresh("up", "--port", "0", *options)
     assert process.stdout is not None
     told = ""
     give_up_at = time.monotonic() + 150

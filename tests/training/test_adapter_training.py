@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +32,10 @@ from ipadapter_engine.training.latents import framed, latents_of, sizes_of, upri
 from ipadapter_engine.training.lora import lora_layers
 from ipadapter_engine.training.objective import Objective
 from ipadapter_engine.training.optimisation import Optimisation
+from tests.forking import Forked
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 
 SIZE_PX = 32
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -302,7 +300,8 @@ def test_killed_and_started_again_it_ends_bit_for_bit_the_same(
     )
     train_adapter(base, data, whole, settings)
     arguments = [str(bases["sd15"].base), str(bases["sd15"].encoder), str(folder), str(killed), precision, str(steps)]
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, check=False)
+    process = Forked(arguments, program=KILLED)
+    process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert not (killed / "ip_adapter.safetensors").exists()
     assert torch.load(killed / "identity.ckpt", weights_only=True)["step"] == 8

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +23,9 @@ from ipadapter_engine.training.character import CharacterTraining, TrainedCharac
 from ipadapter_engine.training.errors import BaseChanged, TrainingRefused
 from ipadapter_engine.training.frozen import base_sha256s
 from ipadapter_engine.training.lora import lora_layers, save_lora
+from tests.forking import Forked
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 PIPELINES: dict[str, Any] = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
 
@@ -272,7 +270,8 @@ def test_killed_and_started_again_it_ends_bit_for_bit_the_same(bases: dict[str, 
     whole = train_character(base, references(), tmp_path / "whole", settings)
     killed = tmp_path / "killed"
     arguments = [str(bases["sd15"]), str(killed)]
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, check=False)
+    process = Forked(arguments, program=KILLED)
+    process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert not (killed / "character.safetensors").exists()
     assert torch.load(killed / "character.ckpt", weights_only=True)["step"] == 6
