@@ -19,6 +19,7 @@ from flows.brief import Making
 from flows.brief_parts import NamedReference, Region, Source, Style
 from flows.conditions import ConditionFinder, ControlReader, check_rights, find_named
 from flows.recipe_keys import heard
+from flows.recipe_words import told_of_adapter, told_of_region, told_of_source
 from flows.recipes import BY_MASK, BY_SOURCE, DIRECTED, STYLE, models_of, reference_entry
 from ipadapter_engine.controls import check_shape
 from ipadapter_engine.emphasis import factors
@@ -188,30 +189,6 @@ class Direction:
             "source": None if self.source is None else told_of_source(self.source),
             "regions": [told_of_region(region) for region in self.regions],
         }
-
-
-def told_of_adapter(name: str, said: Mapping[str, Any]) -> str:
-    """How an adapter speaks, as a recipe says it, in a line."""
-    blocks = said.get("blocks")
-    by_block = blocks if isinstance(blocks, str) else ", ".join(f"{b} {f:g}" for b, f in (blocks or {}).items())
-    parts = {
-        "scale": f"{said['scale']:g}" if "scale" in said else "",
-        "window": str(said["window"]) if "window" in said else "",
-        "blocks": by_block,
-        "factors of steps": ", ".join(f"{f:g}" for f in said.get("scale_steps", ())),
-        "references combined by": said.get("combine", ""),
-    }
-    return f"{name} adapter: {'; '.join(f'{what} {told}' for what, told in parts.items() if told)}"
-
-
-def told_of_source(source: Mapping[str, Any]) -> str:
-    mask = f", repainted within {source['mask']}" if "mask" in source else ""
-    return f"{source['picture']}, strength {source['strength']:g}{mask}"
-
-
-def told_of_region(region: Mapping[str, Any]) -> str:
-    where = f"mask {region['mask']}" if "mask" in region else f"box {region['box']}"
-    return f"{region['name']}: {region['character']}, {where}"
 
 
 @dataclass(frozen=True)

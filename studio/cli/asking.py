@@ -94,7 +94,7 @@ def _drawn(tree: dict[str, Any]) -> Tree:
 
 def _conditions(settings: dict[str, Any]) -> list[str]:
     """What a picture was made with beside prompt and references, a line each."""
-    from flows.directions import told_of_adapter, told_of_region, told_of_source
+    from flows.recipe_words import told_of_adapter, told_of_region, told_of_source
 
     lines = [
         f"control {c['kind']}: {c['picture']}, sha256 {c['sha256'][:16]}…, strength {c['strength']:g}, window {c['window']}"
