@@ -116,10 +116,6 @@ def recipe_of(more: str, folder: Path | None = None) -> dict[str, Any]:
     return dict(planned(more, folder).pictures[0].job.recipe)
 
 
-def key_of(more: str) -> str:
-    return recipe_keys.job_key(recipe_of(more))
-
-
 def submit(more: str, name: str) -> tuple[uuid.UUID, list[str]]:
     with open_store() as store:
         brief = parse_brief((BRIEF % more).replace("campaign: parts", f"campaign: {name}"), file="brief.yaml")
@@ -176,38 +172,58 @@ def test_the_request_holds_exactly_what_the_brief_says(studio: Path) -> None:
 
 
 def test_what_changes_nothing_is_not_in_the_recipe(studio: Path) -> None:
-    plain = recipe_of("")
-    assert plain["recipe"] == recipes.PLAIN
     nothing = ", combine: concat, scale_steps: [1, 1], guidance_window: [0, 1], style: {scale: 0.5}, regions: []"
-    assert recipe_of(nothing) == plain
-    assert recipe_of(f"{TWO}, negative_references: [crowd.png], blocks: {{others: 0.5}}, scale: 0") == recipe_of(
-        ", scale: 0"
-    )
-    silent = recipe_of(", style_references: [mood.png], style: {scale: 0}")
-    assert silent == plain
+    silent = ", style_references: [mood.png], style: {scale: 0}"
+    text_only = f"{TWO}, negative_references: [crowd.png], blocks: {{others: 0.5}}, scale: 0"
+    plain, first, second, words, third = recipes_of("", nothing, silent, ", scale: 0", text_only)
+    assert plain["recipe"] == recipes.PLAIN
+    assert first == second == plain
+    assert third == words
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (", blocks: {others: 0.5}", ", blocks: {others: 0.6}"),
-        (", scale_steps: [0.5]", ", scale_steps: [0.5, 1]"),
-        (", combine: add", ", combine: average"),
-        (", guidance_window: [0, 0.5]", ", guidance_window: [0, 0.6]"),
-        (", negative_references: [crowd.png]", ", negative_references: [mood.png]"),
-        (", negative_references: [crowd.png]", ", negative_references: [{file: crowd.png, weight: 0.5}]"),
-        (", source: {picture: layouts/beach.png}", ", source: {picture: layouts/beach.png, strength: 0.5}"),
-        (", source: {picture: layouts/beach.png}", ", source: {picture: layouts/beach.png, mask: layouts/mask.png}"),
-        (", regions: [{name: a, box: [0, 0, 0.5, 1]}]", ", regions: [{name: a, box: [0, 0, 0.6, 1]}]"),
-        (", regions: [{name: a, box: [0, 0, 0.5, 1]}]", ", regions: [{name: a, box: [0, 0, 0.5, 1]}], region: a"),
-    ],
+DETERMINING = (
+    "",
+    ", blocks: {others: 0.5}",
+    ", blocks: {others: 0.6}",
+    ", scale_steps: [0.5]",
+    ", scale_steps: [0.5, 1]",
+    ", combine: add",
+    ", combine: average",
+    ", guidance_window: [0, 0.5]",
+    ", guidance_window: [0, 0.6]",
+    ", negative_references: [crowd.png]",
+    ", negative_references: [{file: crowd.png, weight: 0.5}]",
+    ", style_references: [mood.png]",
+    ", style_references: [mood.png], style: {scale: 0.5}",
+    ", style_references: [mood.png], style: {window: [0, 0.5]}",
+    ", source: {picture: layouts/beach.png}",
+    ", source: {picture: layouts/beach.png, strength: 0.5}",
+    ", source: {picture: layouts/beach.png, mask: layouts/mask.png}",
+    ", regions: [{name: a, box: [0, 0, 0.5, 1]}]",
+    ", regions: [{name: a, box: [0, 0, 0.6, 1]}]",
+    ", regions: [{name: a, mask: layouts/mask.png}]",
+    ", regions: [{name: a, box: [0, 0, 0.5, 1]}], region: a",
+    TWO,
 )
-def test_each_thing_that_determines_the_picture_is_in_its_key(studio: Path, one: str, other: str) -> None:
-    assert len({key_of(""), key_of(one), key_of(other)}) == 3
+
+
+def recipes_of(*shots: str) -> list[dict[str, Any]]:
+    """Of shots of one brief that differ in this alone."""
+    head, line = BRIEF.split("shots:\n")
+    lines = [(line % f", seeds: [5]{more}").replace("name: one", f"name: n{i}", 1) for i, more in enumerate(shots)]
+    with open_store() as store:
+        plan = plan_campaign(store, parse_brief(f"{head}shots:\n{''.join(lines)}", file="brief.yaml"))
+    return [dict(p.job.recipe) for p in plan.pictures]
+
+
+def test_each_thing_that_determines_the_picture_is_in_its_key(studio: Path) -> None:
+    keys = [recipe_keys.job_key(recipe) for recipe in recipes_of(*DETERMINING)]
+    assert [keys.index(key) for key in keys] == list(range(len(DETERMINING)))
 
 
 def test_names_of_regions_and_files_decide_nothing(studio: Path, tmp_path: Path) -> None:
-    assert key_of(TWO) == key_of(TWO.replace("left", "links").replace("name: right", "name: rechts"))
+    one, other = recipes_of(TWO, TWO.replace("left", "links").replace("name: right", "name: rechts"))
+    assert recipe_keys.job_key(one) == recipe_keys.job_key(other)
     draw(tmp_path / "a.png", "tan", (2, 2, 20, 20))
     draw(tmp_path / "b.png", "tan", (2, 2, 20, 20))
     first, second = (recipe_of(f", source: {{picture: {name}.png}}", tmp_path) for name in "ab")
@@ -217,10 +233,8 @@ def test_names_of_regions_and_files_decide_nothing(studio: Path, tmp_path: Path)
 
 def test_a_worker_of_a_release_that_does_not_know_it_leaves_it_to_others(studio: Path) -> None:
     """Recipes of kinds 1 and 2 are those that earlier releases make."""
-    for more in (TWO, ", blocks: {others: 0.5}", ", guidance_window: [0, 0.5]"):
-        assert recipe_of(more)["recipe"] == recipes.DIRECTED == 3
-    best = recipe_of(f"{TWO}, best_of: 2")
-    assert best["recipe"] == recipes.DIRECTED
+    new = recipes_of(TWO, f"{TWO}, best_of: 2", ", blocks: {others: 0.5}", ", guidance_window: [0, 0.5]")
+    assert [r["recipe"] for r in new] == [recipes.DIRECTED] * 4 == [3] * 4
 
 
 def test_a_box_lies_on_whole_pixels_and_is_never_empty() -> None:
