@@ -130,11 +130,12 @@ class _Hand(threading.Thread):
 
 
 def _by_engine(store: Store, keys: list[str]) -> dict[str, list[str]]:
-    """The jobs of each engine by its name in the settings; the one without a name first."""
+    """The jobs that are not made yet, of each engine by its name in the settings; the one without a name first."""
     named: dict[str, list[str]] = {}
+    unmade = Job.state.in_([JobState.QUEUED, JobState.RUNNING])
     with store.database.transaction() as session:
-        rows = session.execute(select(Job.key, Job.recipe["engine"].astext).where(Job.key.in_(keys))).all()
-    for key, name in rows:
+        jobs = session.execute(select(Job.key, Job.recipe["engine"].as_string()).where(Job.key.in_(keys), unmade)).all()
+    for key, name in jobs:
         named.setdefault(name or "", []).append(key)
     return dict(sorted(named.items()))
 

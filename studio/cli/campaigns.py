@@ -115,6 +115,7 @@ def _made_with(shot: dict[str, Any]) -> list[str]:
         lines.append(f"starts from {shot['source']}")
     if shot["guidance_window"] is not None:
         lines.append(f"guidance window {shot['guidance_window']}")
+    lines += [f"engine {shot['engine']}"] if "engine" in shot else []
     if shot["character_model"] is not None:
         lines.append(f"character model {shot['character_model']}")
     if shot["preset"] is not None:
