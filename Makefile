@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help install demo screenshots test browser check bench-fidelity bench-engine bench-review bench-clients clean
+.PHONY: help install demo screenshots test browser check bench-fidelity bench-engine bench-review bench-clients bench-regions clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,9 @@ bench-review: $(VENV)/installed browser  ## is deciding as quick among 100,000 a
 
 bench-clients: $(VENV)/installed  ## does the API hold with 50 clients at once, with keys of all kinds?
 	$(BIN)/python -m benchmarks.clients
+
+bench-regions: $(VENV)/installed  ## two characters in one picture: does one bleed into the other?
+	$(BIN)/python -m benchmarks.regions
 
 clean:  ## remove the environment and the demo's data
 	rm -rf $(VENV) demo
