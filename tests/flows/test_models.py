@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -435,28 +436,33 @@ def test_a_hub_that_is_not_reached_says_why(
 
 
 def test_a_fetch_that_is_killed_half_way_leaves_no_model_and_is_gone_on_with(
-    store: ModelStore, hub: Hub, made: Path
+    store: ModelStore, hub: Hub, tmp_path: Path
 ) -> None:
-    big = (made / "plus.safetensors").read_bytes()
-    hub.stop_at = len(big) // 2
-    process = fetching(store, hub, "hub:h94/tiny:models/plus.safetensors")
-    assert hub.held.wait(60)
-    incomplete = store.root / ".adding" / "ours" / "files"
-    for _ in range(600):
-        if any(p.stat().st_size for p in incomplete.rglob("*.incomplete")):
-            break
-        process.poll()
-        hub.held.wait(0.05)
-    process.kill()
-    process.communicate()
+    file = tiny.write_safetensors(
+        tmp_path / "big.safetensors", {"unet": {"a.lora_A.weight": torch.zeros(4, 1_500_000)}}
+    )
+    hub.files["h94/tiny"]["big.safetensors"] = file.read_bytes()
+    hub.stop_at = 15_000_000  # huggingface_hub writes pieces of ten million bytes
+    process = fetching(store, hub, "hub:h94/tiny:big.safetensors")
+    try:
+        assert hub.held.wait(120)
+        deadline = time.monotonic() + 120
+        while not any(p.stat().st_size for p in (store.root / ".adding").rglob("*.incomplete")):
+            assert time.monotonic() < deadline, "nothing was written"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
     assert store.names() == []
     assert store.verify() == []
     hub.stop_at = None
-    (again,) = fetched(store, hub, "hub:h94/tiny:models/plus.safetensors")
+    (again,) = fetched(store, hub, "hub:h94/tiny:big.safetensors")
     assert again["new"] is True
-    assert store.place_of("ours").read_bytes() == big
+    assert store.place_of("ours").read_bytes() == file.read_bytes()
     assert store.verify() == []
-    assert [where for method, _, where in hub.asked if method == "GET" and where.startswith("bytes=")], hub.asked
+    ranges = [where for method, path, where in hub.asked if method == "GET" and "/resolve/" in path]
+    assert ranges[0] == ""
+    assert ranges[1].startswith("bytes=1")
 
 
 # ---------------------------------------------------------------------------- verifying and removing
