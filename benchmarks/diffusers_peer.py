@@ -52,6 +52,8 @@ class Diffusers:
         diffusers_logging.set_verbosity(told)
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe.to(self.device)
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)  # as its documentation advises, and as ours
         self._scheduler_config = pipe.scheduler.config
         assert checkpoint.adapter is not None
         self.dim = checkpoint.adapter.embed_dim

@@ -30,14 +30,14 @@ class Acceleration:
     attention: which of torch's kernels; auto leaves it to torch, and one that cannot do what is asked is an error.
     offload: only the part that is at work lies on the GPU: for cards that hold the UNet and not all beside it. The first
         stage then decodes after a batch, not beside the next.
-    channels_last: the memory layout of convolutions; None: on GPUs.
+    channels_last: the memory layout of convolutions, quicker on GPUs and, from a few rows on, on CPUs.
     backend: what compiles, by torch's name of it.
     """
 
     compiled: bool = False
     attention: Kernel = "auto"
     offload: bool = False
-    channels_last: bool | None = None
+    channels_last: bool = True
     backend: str = "inductor"
 
     def __post_init__(self) -> None:
@@ -62,8 +62,7 @@ class Acceleration:
 
     def apply(self, checkpoint: Checkpoint) -> None:
         """Prepare the models of an open checkpoint in which our attention is installed."""
-        last = checkpoint.device.type == "cuda" if self.channels_last is None else self.channels_last
-        if last:
+        if self.channels_last:
             for part in (checkpoint.unet, checkpoint.vae, *(net.model for net in checkpoint.controls.values())):
                 part.to(memory_format=torch.channels_last)
         if self.compiled:

@@ -24,7 +24,7 @@ Made = TypeVar("Made")
 SHARE = 0.9  # of what is free: the rest is for what is not ours
 FIRST_BYTES_A_PIXEL = 8192  # a first batch is sized by it: twice what SD1.5's VAE took of a 512 px picture in float32
 TRIED_AGAIN_AFTER = 32  # batches that fit, before more rows are tried again: what was short may be free again
-LOOK_S = 0.01  # between two looks at the process's memory
+LOOK_S = 0.03  # between two looks at the process's memory, which take some 50 µs
 _CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -81,7 +81,7 @@ def test_ours_and_the_peers_pictures_are_the_same(base: str, request: pytest.Fix
 
 def test_the_embedded_model_makes_what_the_peer_makes_of_it() -> None:
     _, equality = generating.measured(
-        replace(engine.STUDIO, count=6, rounds=1, numbers={"steps": 2}), CheckpointPaths()
+        replace(engine.STUDIO, count=3, rounds=1, numbers={"steps": 1}), CheckpointPaths()
     )
     assert equality.met
 
