@@ -115,7 +115,9 @@ def check_references(
             raise RequestRefused(
                 f"a reference's embedding has shape {reference.embedding.shape}, the {adapter.variant} adapter reads "
                 f"{tuple(embedding.shape)}",
-                "embed the reference with the encoder of the loaded checkpoint",
+                "give the embedding of a face, by `face_reference`; libraries hold none"
+                if adapter.reads.kind == "face"
+                else "embed the reference with the encoder of the loaded checkpoint",
             )
         has = None if reference.face is None else reference.face.shape
         if has != (None if face is None else tuple(face.shape)):
