@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +19,7 @@ from ipadapter_engine.batching import grouped, key_of
 from ipadapter_engine.characters import Characters
 from ipadapter_engine.checkpoints import Checkpoint, CheckpointPaths, open_checkpoint
 from ipadapter_engine.controlnets import check_controls, control_conditioning
+from ipadapter_engine.decoding import Decoder, DecodingBeside
 from ipadapter_engine.denoising import Told, denoised, scheduler_for
 from ipadapter_engine.encoder import EncodedPicture, ImageEncoder
 from ipadapter_engine.errors import GenerationFailed, RequestRefused
@@ -30,7 +30,7 @@ from ipadapter_engine.memory import MemoryBudget, in_batches
 from ipadapter_engine.projections import Reads
 from ipadapter_engine.prompts import IDENTITY, Array, CharacterModel, ReferencePrompt
 from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationRequest
-from ipadapter_engine.sources import check_source, sources_of, with_the_rest_kept
+from ipadapter_engine.sources import check_source, sources_of
 from ipadapter_engine.texts import text_conditioning
 
 _AS_IT_IS = Acceleration()
@@ -52,7 +52,8 @@ class Engine:
         )  # fmt: skip
         self._lock = threading.Lock()
         self._nothing: dict[str, Nothing] = {}
-        self._memory, self._memory_of_decoding = (MemoryBudget(checkpoint.device) for _ in range(2))
+        self._memory = MemoryBudget(checkpoint.device)
+        self._decoder = Decoder(checkpoint, self._residence)
         acceleration.apply(checkpoint)
 
     @classmethod
@@ -173,7 +174,7 @@ class Engine:
         groups = grouped(requests, self.family, self.checkpoint.multiple_px, self._characters.adapters)
         self._check(requests, groups)
         made: dict[int, GeneratedImage] = {}
-        with self._lock, _Decoding(self._decoded, beside=not self.acceleration.offload) as decoding:
+        with self._lock, DecodingBeside(self._decoder.pictures, beside=not self.acceleration.offload) as decoding:
             try:
                 for rows in groups.values():
                     for lora in requests[rows[0]].heard_loras:
@@ -266,35 +267,6 @@ class Engine:
                 checkpoint, self._installed, self._in_controls, requests, key, told, sources, generators, on_step
             )
 
-    @torch.inference_mode()
-    def _decoded(self, requests: list[GenerationRequest], key: BatchKey, latents: Tensor) -> list[GeneratedImage]:
-        """As diffusers' pipelines decode: divided by the first stage's scaling factor, SDXL's spread and mean first.
-
-        Where memory does not suffice for all, one after the other. Raises GenerationFailed.
-        """
-        budget = self._memory_of_decoding.of(
-            ("decoding", key.width_px, key.height_px), most=len(requests), pixels=key.width_px * key.height_px
-        )
-        return in_batches(range(len(requests)), lambda rows: self._pictures(requests, key, latents, rows), budget)
-
-    def _pictures(
-        self, requests: list[GenerationRequest], key: BatchKey, latents: Tensor, rows: Sequence[int]
-    ) -> list[GeneratedImage]:
-        mine = latents[rows[0] : rows[-1] + 1]
-        vae, config = self.checkpoint.vae, self.checkpoint.vae.config
-        mean, spread = (
-            torch.tensor(config.get(name) or blank, device=latents.device).view(1, -1, 1, 1)
-            for name, blank in (("latents_mean", [0.0]), ("latents_std", [1.0]))
-        )
-        with self._residence.at_work(vae):
-            pictures = vae.decode((mine * spread / config["scaling_factor"] + mean).to(vae.dtype)).sample.float()
-        scaled = ((pictures / 2 + 0.5).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels = scaled.permute(0, 2, 3, 1).cpu().numpy()
-        return [
-            GeneratedImage(requests[i], with_the_rest_kept(requests[i], p, key), x)
-            for i, p, x in zip(rows, pixels, mine.cpu().numpy(), strict=True)
-        ]
-
     def _unconditional(self, name: str) -> Nothing:
         """What the unconditional half hears of an adapter, such as zeros for base, an encoded zero picture for plus."""
         if name not in self._nothing:
@@ -316,58 +288,6 @@ def _model_of(named: tuple[str, CharacterModel]) -> ModelHash:
     else:
         licence = registry.licence_of(lora.file, lora.sha256) or "as its own, not told here"
     return ModelHash(role, lora.file.name, lora.sha256, licence)
-
-
-class _Decoding:
-    """Decodes a batch in a thread of its own while the next one is denoised; at most one is under way."""
-
-    def __init__(
-        self, decode: Callable[[list[GenerationRequest], BatchKey, Tensor], list[GeneratedImage]], *, beside: bool
-    ) -> None:
-        """beside: in that thread; else `begin` waits until it is done."""
-        self._decode, self._beside = decode, beside
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
-        self._under_way: Future[None] | None = None
-
-    def __enter__(self) -> _Decoding:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-
-    def begin(
-        self,
-        rows: Sequence[int],
-        requests: list[GenerationRequest],
-        key: BatchKey,
-        latents: Tensor,
-        made: dict[int, GeneratedImage],
-    ) -> None:
-        """Wait for the batch before, then decode this one into `made`, by row."""
-        self.wait()
-        ready = torch.cuda.current_stream(latents.device).record_event() if latents.is_cuda else None
-
-        def decode() -> None:
-            made.update(zip(rows, self._decode(requests, key, latents), strict=True))
-
-        def decode_beside(ready: torch.Event) -> None:
-            stream = torch.cuda.Stream(latents.device)
-            with torch.cuda.stream(stream):
-                stream.wait_event(ready)
-                decode()
-
-        if not self._beside:
-            decode()
-        elif ready is None:
-            self._under_way = self._thread.submit(decode)
-        else:
-            self._under_way = self._thread.submit(decode_beside, ready)
-
-    def wait(self) -> None:
-        """Raises what decoding raised."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
 
 
 @contextmanager
