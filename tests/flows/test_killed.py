@@ -45,7 +45,7 @@ def outcome(database: Database) -> Outcome:
     return {(r[0], r[1]): r[2] for r in rows}
 
 
-def wait_until(ready: Callable[[], bool], process: Forked, limit_s: float = 120) -> None:
+def wait_until(ready: Callable[[], bool], process: Forked, limit_s: float = 240) -> None:
     deadline = time.monotonic() + limit_s
     while not ready():
         assert time.monotonic() < deadline, "the moment to kill at did not come"
