@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -12,7 +12,7 @@ def told_of_adapter(name: str, said: Mapping[str, Any]) -> str:
     by_block = blocks if isinstance(blocks, str) else ", ".join(f"{b} {f:g}" for b, f in (blocks or {}).items())
     parts = {
         "scale": f"{said['scale']:g}" if "scale" in said else "",
-        "window": str(said["window"]) if "window" in said else "",
+        "window": _numbers(said["window"]) if "window" in said else "",
         "blocks": by_block,
         "factors of steps": ", ".join(f"{f:g}" for f in said.get("scale_steps", ())),
         "references combined by": said.get("combine", ""),
@@ -26,5 +26,10 @@ def told_of_source(source: Mapping[str, Any]) -> str:
 
 
 def told_of_region(region: Mapping[str, Any]) -> str:
-    where = f"mask {region['mask']}" if "mask" in region else f"box {region['box']}"
+    where = f"mask {region['mask']}" if "mask" in region else f"box {_numbers(region['box'])}"
     return f"{region['name']}: {region['character']}, {where}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """The same before and after they were stored, where 1.0 becomes 1."""
+    return f"[{', '.join(f'{value:g}' for value in values)}]"

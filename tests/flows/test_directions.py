@@ -310,7 +310,7 @@ def test_two_characters_in_two_regions_from_brief_to_lineage(studio: Path) -> No
     }
     assert [(r["name"], r["character"]) for r in record["settings"]["regions"]] == [("left", "Pip"), ("right", "Mora")]
     text = told.export_text()
-    assert "region left: Pip, box [0.0, 0.0, 0.5, 1.0]" in text
+    assert "region left: Pip, box [0, 0, 0.5, 1]" in text
     assert "region right: Mora, mask layouts/mask.png" in text
     assert {c.name for c in retake.changes} == {"prompt"}
     assert retake.job.recipe["regions"] == recipe[1]["regions"]
