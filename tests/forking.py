@@ -142,7 +142,7 @@ def serve(address: str) -> None:
         while True:
             ready, _, _ = select.select([door, sys.stdin], [], [])
             if sys.stdin in ready:
-                return
+                os._exit(0)  # there is nothing to put away
             connection, _ = door.accept()
             if os.fork() == 0:
                 door.close()
