@@ -227,10 +227,11 @@ class Engine:
             self._characters.load(character)
 
     def close(self) -> None:
-        """Take our attention out of the UNet and the ControlNets: the UNet is then as it was opened. A ControlNet stays
-        without the embedding of its pictures, which `open_control_net` took out of it."""
+        """Take our attention out of the UNet and the ControlNets, and taught words out of the text encoders: they are then
+        as they were opened. A ControlNet stays without the embedding of its pictures, which `open_control_net` took out."""
         for installed in (self._installed, *self._in_controls.values()):
             installed.eject()
+        self.checkpoint.words.eject()
 
     # ------------------------------------------------------------------ one batch
 

@@ -92,7 +92,7 @@ class ControlPrompt:
 class CharacterModel:
     """One character as a LoRA (DreamBooth; Ruiz et al., 2022, arXiv:2208.12242) on the loaded base.
 
-    file: pytorch_lora_weights.safetensors as diffusers' save_lora_weights writes it; its bytes must have `sha256`.
+    file: of diffusers', peft's or kohya's layout (docs/adapters.md); its bytes must have `sha256`.
     strength: what the LoRA adds is multiplied by it; 0 leaves it out, 1 is as trained.
     """
 
