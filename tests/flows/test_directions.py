@@ -3,6 +3,7 @@ lineage, under rights, and told by line."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import uuid
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ from asset_store.errors import BriefInvalid, NotFound, RightsRefused
 from asset_store.lineage.tree import tree_of
 from asset_store.repositories import jobs as job_table
 from asset_store.tables import Asset, Job, JobState, LineageRecord, Reference, ReferenceState
-from flows import library, recipe_keys, recipes
+from flows import recipe_keys, recipes
 from flows.brief import parse_brief
 from flows.contact_sheet import made_from
 from flows.directions import box_mask
 from flows.finishing import waits_for_its_job
+from flows.library import ingest_library, picture_of
 from flows.planning import plan_campaign, submit_campaign
 from flows.requesting import requests_of
 from flows.retake_plan import Wishes, plan_retake
@@ -84,7 +86,7 @@ def draw(file: Path, colour: str, box: tuple[int, int, int, int], side_px: int =
 
 
 @pytest.fixture(scope="module")
-def studio(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def studio(database: Database, prefect: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with a tiny base that has a style adapter, and a small library, embedded; the engine starts once."""
     path, name = tmp_path_factory.mktemp("directions"), f"directions_{next(_numbers)}"
     with database.direct() as connection:
@@ -99,9 +101,7 @@ def studio(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iter
             draw(path / "lumen" / file, colour, (4 + 5 * place, 8, 30 + 5 * place, 50))
         draw(path / "lumen" / "layouts/mask.png", "white", (32, 0, 63, 63))
         (path / "lumen" / "library.yaml").write_text(LIBRARY)
-        with open_store() as store:
-            plan, _ = library._prepare(store, str(path / "lumen"), "pat")
-            library._load(store, str(path / "lumen"), plan.library_id, [o.key for o in plan.fetch], 0, 7)
+        asyncio.run(ingest_library(str(path / "lumen"), "pat"))
         yield path
     with database.direct() as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
@@ -322,7 +322,7 @@ def test_a_part_is_repainted_and_the_rest_stays(studio: Path) -> None:
         with store.database.transaction() as session:
             asset = session.scalars(select(Asset).where(Asset.campaign_id == campaign)).one()
             assert asset.current is not None
-            made = np.asarray(library.picture_of(store, asset.current.sha256))
+            made = np.asarray(picture_of(store, asset.current.sha256))
             record = asset.current.lineage.record
             recipe = session.get_one(Job, asset.job_key).recipe
         assert [t.first for t in made_from(store, recipe)] == ["reference", "starts from"]
