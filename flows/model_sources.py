@@ -181,7 +181,7 @@ class HubModels:
         return str(self._info.sha)
 
     def fetch(self, into: Path) -> Fetched:
-        """What an earlier, interrupted fetch of the same commit left in `into` is gone on with."""
+        """Files that an earlier, interrupted fetch of the same commit brought whole are not fetched again."""
         commit = self.resolve()
         aside = into / ".hub"  # its cache of what came and what is still missing
         wanted = self._wanted([s.rfilename for s in self._info.siblings or []])
