@@ -36,10 +36,14 @@ def _with_paths(store: ModelStore, engine: EngineSettings, prefix: str) -> Engin
     def each(variable: str, places: dict[str, Path], kind: str) -> dict[str, Path]:
         return {n: _path(store, f"{prefix}{variable}__{n.upper()}", place, kind) for n, place in places.items()}
 
+    vocabulary = one("TOKENIZER", engine.tokenizer, None)
+    if vocabulary is not None and (vocabulary / "tokenizer").is_dir():  # of a whole base in the store
+        vocabulary = vocabulary / "tokenizer"
     paths = {
         "base": one("BASE", engine.base, "base"),
         "adapter": one("ADAPTER", engine.adapter, "adapter"),
         "encoder": one("ENCODER", engine.encoder, "encoder"),
+        "tokenizer": vocabulary,
         "depth_model": one("DEPTH_MODEL", engine.depth_model, None),
         "controls": each("CONTROLS", engine.controls, "controlnet"),
         "adapters": each("ADAPTERS", engine.adapters, "adapter"),
@@ -87,7 +91,7 @@ def described(settings: Settings) -> str:
 
 def _places(engine: EngineSettings, prefix: str) -> list[tuple[str, Path]]:
     single = [("BASE", engine.base), ("ADAPTER", engine.adapter), ("ENCODER", engine.encoder),
-              ("DEPTH_MODEL", engine.depth_model)]  # fmt: skip
+              ("DEPTH_MODEL", engine.depth_model), ("TOKENIZER", engine.tokenizer)]  # fmt: skip
     several = [(f"CONTROLS__{n.upper()}", p) for n, p in engine.controls.items()]
     several += [(f"ADAPTERS__{n.upper()}", p) for n, p in engine.adapters.items()]
     several += [(f"WORDS__{n.upper()}", p) for n, p in engine.words.items()]

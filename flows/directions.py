@@ -147,6 +147,7 @@ class Direction:
             "regions": list(self.regions),
         }
         used = {name: value for name, value in said.items() if value}
+        self._check_mask(made)
         if not used and not self.references:
             return recipe
         out |= used
@@ -154,6 +155,13 @@ class Direction:
         out["models"] = [m.__dict__ for m in models_of(made, out)]
         self._check(out, made)
         return out
+
+    def _check_mask(self, made: PictureEngine) -> None:
+        if getattr(made.checkpoint, "inpaints", False) and "mask_sha256" not in (self.source or {}):
+            raise RequestRefused(
+                "the loaded base paints within a mask and the shot has none",
+                "give its source a mask, or load a text-to-image base",
+            )
 
     def _check(self, recipe: dict[str, Any], made: PictureEngine) -> None:
         from ipadapter_engine.attention import cross_attention_layers  # it loads torch, as the engine did
@@ -167,15 +175,18 @@ class Direction:
                 "leave it out of the shot, or name an engine with an IP-Adapter",
             )
         paths = tuple(name.removesuffix(".processor") for name in cross_attention_layers(made.checkpoint.unet).values())
+        told_guidance = made.checkpoint.guidance_dim is not None
+        if (recipe["guidance"] <= 1 or told_guidance) and (
+            self.guidance_window or any(r.get("negative") for r in heard(recipe))
+        ):
+            raise RequestRefused(
+                "negative references and a guidance window need guidance, and this shot is made without",
+                "give a guidance of more than 1 on a base that is guided by two passes, or leave them out",
+            )
         for adapter in recipe.get("adapters", {}).values():
             factors(adapter.get("blocks"), paths, made.family.presets)
         for what, read in self.read.items():
             check_shape(what, read.size, recipe["width_px"], recipe["height_px"])
-        if made.checkpoint.inpaints and "mask_sha256" not in (self.source or {}):
-            raise RequestRefused(
-                "the loaded base paints within a mask and the shot has none",
-                "give its source a mask, or load a text-to-image base",
-            )
 
     @property
     def blobs(self) -> Mapping[str, bytes]:

@@ -38,7 +38,8 @@ def evaluate(store: Store, order: EvaluationOrder, by: str) -> dict[str, Any]:
     TrainingRefused, SheetRefused, GenerationFailed.
     """
     protocol = _checked(order)
-    settings = store.settings.model_copy(update={"engine": with_plus(configured(store.settings).engine, order)})
+    chosen = configured(store.settings)
+    settings = chosen.model_copy(update={"engine": with_plus(chosen.engine, order)})
     subjects = [] if order.images is None else _pictured(order, protocol, order.images)
     paths, made = checkpoint_paths(settings.engine), unet_engine(settings)
     subjects = subjects or _held_out(order, made)

@@ -117,7 +117,7 @@ class _Hand(threading.Thread):
         """Have the jobs of one engine made. A hand that was told to finish begins no other."""
         if self._told_to_finish:
             return
-        self._worker = Worker(store, engine(store.settings, name))
+        self._worker = Worker(store, engine(store.settings, name), engine_name=name)
         if self._told_to_finish:
             return
         self.engine_s += self._worker.run(until=lambda: _nothing_left(store, keys)).engine_s

@@ -11,7 +11,7 @@ from ipadapter_engine.weight_files import PICKLES
 
 PARTS = (
     "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "feature_extractor",
-    "image_encoder", "controlnet",
+    "image_encoder", "controlnet", "transformer", "text_encoder_3", "tokenizer_3", "processor",
 )  # fmt: skip
 PREPROCESSOR = "preprocessor_config.json"
 _BESIDE = f"feature_extractor/{PREPROCESSOR}"
@@ -28,6 +28,7 @@ _OTHER_WEIGHTS = (
     ".xml",
     ".mlmodel",
 )
+_OF_ONE_FILE = ("adapter_config.json", "image_encoder.txt")  # peft's alphas, InvokeAI's encoder
 _TOLD = re.compile(r"(license|licence|notice|readme)[^/]*\Z", re.IGNORECASE)
 _NEEDED = re.compile(r".*\.(json|txt|model)\Z")
 
@@ -57,7 +58,7 @@ def chosen(names: Sequence[str], where: str) -> list[str]:
             f"{where} holds {found} and no model_index.json or config.json",
             f"Name one of them: {some}." if weights else "Name a file of weights, or the folder of a whole model.",
         )
-    return sorted([*weights, *(n for n in seen if _TOLD.match(n))])
+    return sorted([*weights, *(n for n in seen if _TOLD.match(n) or n in _OF_ONE_FILE)])
 
 
 def preprocessing_beside(path: str, names: Sequence[str]) -> str | None:

@@ -16,6 +16,7 @@ from asset_store.tables import Reference
 from flows.brief import Making
 from flows.recipe_keys import BY_MODEL, heard
 from ipadapter_engine.emphasis import AdapterSettings
+from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import ModelHash
 from ipadapter_engine.prompts import IDENTITY, ControlPrompt, ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
@@ -45,6 +46,7 @@ def recipe_of(
     made: PictureEngine, prompt: str, seed: int, making: Making, references: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The plain recipe of one picture: what the brief leaves out comes from the family. Raises RequestRefused."""
+    _check_reads(made, references)
     family = made.family
     width, height = (int(s) for s in making.size.split("x")) if making.size else (family.size_px, family.size_px)
     request = GenerationRequest(
@@ -70,6 +72,17 @@ def recipe_of(
         "height_px": key.height_px,
         "references": list(references),
     }
+
+
+def _check_reads(made: PictureEngine, references: Sequence[dict[str, Any]]) -> None:
+    """RequestRefused where an adapter reads faces, of which libraries hold no embeddings."""
+    for name in sorted({r.get("adapter", IDENTITY) for r in references}):
+        reads = getattr(made.checkpoint.adapters.get(name), "reads", None)
+        if reads is not None and reads.face:
+            raise RequestRefused(
+                f"the adapter {name!r} reads faces, and libraries hold no embeddings of faces",
+                "load a base, plus or full-face adapter; FaceID is for the engine in Python (docs/adapters.md)",
+            )
 
 
 def of_identity(recipe: dict[str, Any]) -> list[dict[str, Any]]:

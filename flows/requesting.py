@@ -149,8 +149,8 @@ def _character(store: Store, recipe: dict[str, Any]) -> CharacterModel | None:
 
 
 def model_file(store: Store, sha256: str) -> Path:
-    """A trained model's blob as a file below ONMODEL_HOME/models, verified; a damaged or half-written one is replaced."""
-    target = store.settings.home / "models" / f"{sha256}.safetensors"
+    """A trained model's blob as a file below ONMODEL_HOME/models/.characters, verified; a damaged or half-written one is replaced."""
+    target = store.settings.home / "models" / ".characters" / f"{sha256}.safetensors"
     if target.exists() and sha256_of_file(target) == sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -73,12 +73,14 @@ class Worker:
 
     def __init__(
         self, store: Store, engine: PictureEngine, *, name: str = "", batch_size: int | None = None,
-        patience_s: float = PATIENCE_S,
+        patience_s: float = PATIENCE_S, engine_name: str = "",
     ) -> None:  # fmt: skip
+        """engine_name: of a further engine, whose own settings hold."""
         self.store, self.engine = store, engine
         self.name = name or f"{socket.gethostname()}/{os.getpid()}"
         self.number = random.SystemRandom().randrange(1, 2**31)
-        self.batch_size = batch_size or store.settings.engine.max_batch or engine.family.max_batch
+        own = store.settings.engines[engine_name] if engine_name else store.settings.engine
+        self.batch_size = batch_size or own.max_batch or engine.family.max_batch
         self.patience_s = patience_s
         self.tally = WorkerTally()
         self._cannot: dict[str, float] = {}  # keys of jobs that other workers may make, and until when they are left
@@ -180,6 +182,8 @@ class Worker:
             return []
         except Exception as error:
             final = isinstance(error, RequestRefused)
+            if final and len(ready) > 1:  # before anything was made: one job's fault is not the others'
+                return [made for one in ready for made in self._drawn([one])]
             for job, _ in ready:
                 self._fail(
                     job,
@@ -269,10 +273,12 @@ class Worker:
 
 def _where(engine: PictureEngine) -> dict[str, str]:
     """What run records say of the machine that made a picture."""
-    from ipadapter_engine.engines import denoiser_of  # it loads torch, which those who only import a worker go without
+    from ipadapter_engine.engines import (  # it loads torch, which those who only import a worker go without
+        denoiser_of,
+        device_of,
+    )
 
-    denoiser = denoiser_of(engine)
-    return {"device": str(denoiser.device), "dtype": str(denoiser.dtype).removeprefix("torch.")}
+    return {"device": str(device_of(engine)), "dtype": str(denoiser_of(engine).dtype).removeprefix("torch.")}
 
 
 class _NobodyWaits(Exception):
@@ -306,10 +312,12 @@ def _fitting(counts: list[int], most: int) -> int:
     return len(counts)
 
 
-def work_until_told(store: Store, engine: PictureEngine, *, batch_size: int | None = None) -> WorkerTally:
+def work_until_told(
+    store: Store, engine: PictureEngine, *, batch_size: int | None = None, engine_name: str = ""
+) -> WorkerTally:
     """`onmodel worker`: run until SIGTERM or Ctrl-C, finishing the batch under way. A database that goes away is
     waited for: its jobs are queued again as soon as a worker is back."""
-    worker = Worker(store, engine, batch_size=batch_size)
+    worker = Worker(store, engine, batch_size=batch_size, engine_name=engine_name)
     told = threading.Event()
 
     def end(*_: object) -> None:

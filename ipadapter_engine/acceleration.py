@@ -27,7 +27,7 @@ Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 class Acceleration:
     """compiled: the UNet's transformer blocks are compiled by torch, once a batch size and picture size: minutes at first,
         then quicker steps; for GPUs that make many pictures of one kind.
-    attention: which of torch's kernels; auto leaves it to torch, and one that cannot do what is asked is an error.
+    attention: which of torch's kernels is tried first; auto leaves it to torch. What it cannot do, the plain one does.
     offload: only the part that is at work lies on the GPU: for cards that hold the UNet and not all beside it. The first
         stage then decodes after a batch, not beside the next.
     channels_last: the memory layout of convolutions, quicker on GPUs and, from a few rows on, on CPUs.
@@ -58,7 +58,8 @@ class Acceleration:
             "cudnn": "CUDNN_ATTENTION",
             "math": "MATH",
         }
-        return sdpa_kernel(getattr(SDPBackend, names[self.attention]))
+        # torch holds this for the whole process: threads beside this one (decoding, the encoder) need one that always can
+        return sdpa_kernel([getattr(SDPBackend, names[self.attention]), SDPBackend.MATH], set_priority=True)
 
     def apply(self, checkpoint: Checkpoint) -> None:
         """Prepare the models of an open checkpoint in which our attention is installed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ipadapter_engine.acceleration import Residence
 from ipadapter_engine.checkpoints import Checkpoint
+from ipadapter_engine.errors import GenerationFailed
 from ipadapter_engine.memory import MemoryBudget, in_batches
 from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationRequest
 from ipadapter_engine.sources import with_the_rest_kept
@@ -62,6 +64,7 @@ class DecodingBeside:
         self._decode, self._beside = decode, beside
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
         self._under_way: Future[None] | None = None
+        self._again: Callable[[], None] = _nothing
 
     def __enter__(self) -> DecodingBeside:
         return self
@@ -85,11 +88,12 @@ class DecodingBeside:
             made.update(zip(rows, self._decode(requests, key, latents), strict=True))
 
         def decode_beside(ready: torch.Event) -> None:
-            stream = torch.cuda.Stream(latents.device)
+            stream = _stream_of(latents.device)
             with torch.cuda.stream(stream):
                 stream.wait_event(ready)
                 decode()
 
+        self._again = decode
         if not self._beside:
             decode()
         elif ready is None:
@@ -98,7 +102,20 @@ class DecodingBeside:
             self._under_way = self._thread.submit(decode_beside, ready)
 
     def wait(self) -> None:
-        """Raises what decoding raised."""
+        """Raises what decoding raised; what did not fit beside a batch is tried again with none beside it."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
-            under_way.result()
+            try:
+                under_way.result()
+            except GenerationFailed:
+                self._again()
+
+
+def _nothing() -> None:
+    pass
+
+
+@functools.lru_cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """One for all batches: memory that a stream has let go of is kept for that stream."""
+    return torch.cuda.Stream(device)

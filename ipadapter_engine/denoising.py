@@ -16,6 +16,7 @@ from diffusers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.utils import logging
 from torch import Tensor
 
 from ipadapter_engine.attention import Conditioning, Installed
@@ -57,13 +58,18 @@ class _Lane:
 
     def __init__(self, rows: list[int], start: int, scheduler: Any) -> None:
         self.rows, self.start, self.scheduler = rows, start, scheduler
-        if hasattr(scheduler, "set_begin_index"):  # DDIM and TCD count by timesteps alone
+        if hasattr(scheduler, "set_begin_index"):  # DDIM counts by timesteps alone
             scheduler.set_begin_index(start)
 
 
 def scheduler_for(checkpoint: Checkpoint, key: BatchKey) -> Any:
     """A scheduler with its steps set; raises RequestRefused for a number of steps that it cannot take."""
-    scheduler = SCHEDULERS[key.scheduler].from_config(checkpoint.scheduler_config)
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # what another scheduler's configuration says besides is not for this one
+    try:
+        scheduler = SCHEDULERS[key.scheduler].from_config(checkpoint.scheduler_config)
+    finally:
+        logging.set_verbosity(told)
     try:
         scheduler.set_timesteps(key.steps, device=checkpoint.device)
     except ValueError as error:
@@ -162,7 +168,7 @@ class _Steps:
         active = tuple(i for i, f in enumerate(self.first) if f <= step)
         guided = tuple(
             i for i in active
-            if self.told.halves == 2 and self.told.guidance[i] != 1 and inside(self.requests[i].guidance_window, progress[i])
+            if self.told.halves == 2 and self.told.guidance[i] > 1 and inside(self.requests[i].guidance_window, progress[i])
         )  # fmt: skip
         base = len(self.requests) * (self.told.halves - 1)
         return _Now(guided, active, (*guided, *(base + i for i in active)), progress)

@@ -109,6 +109,11 @@ def open_engine(
     with a UNet; the other families run as diffusers runs them.
     """
     if is_native(paths.base):
+        if acceleration not in (None, Acceleration()):
+            raise CheckpointRefused(
+                f"{paths.base} is run by diffusers as it is: it cannot be compiled, offloaded or given an attention kernel",
+                "leave COMPILED, OFFLOAD and ATTENTION out of this engine's settings",
+            )
         return NativeEngine.open(paths, encoder=encoder, device=device, dtype=dtype)
     _check_known(paths.base)
     return Engine.open(paths, device=device, dtype=dtype, acceleration=acceleration or Acceleration())
@@ -127,6 +132,13 @@ def denoiser_of(engine: PictureEngine) -> Any:
     """The model that is asked on every step, a UNet or a transformer: its device and dtype are the engine's."""
     checkpoint: Any = engine.checkpoint
     return checkpoint.transformer if isinstance(engine, NativeEngine) else checkpoint.unet
+
+
+def device_of(engine: PictureEngine) -> torch.device:
+    """Where it makes pictures, also where its parts lie elsewhere between two batches."""
+    checkpoint: Any = engine.checkpoint
+    found: torch.device = checkpoint.transformer.device if isinstance(engine, NativeEngine) else checkpoint.device
+    return found
 
 
 def reads_pictures(engine: PictureEngine) -> bool:

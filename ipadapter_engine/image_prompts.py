@@ -71,19 +71,20 @@ def image_prompts(
     *,
     key: BatchKey,
     stride: int,
-    halves: int,
+    guided: Sequence[bool],
     paths: tuple[str, ...],
     presets: Mapping[str, Mapping[str, float]],
 ) -> Branches:
     """Project what the batch's references say, each distinct one once an adapter, and pack it.
 
-    nothing: by adapter, what the unconditional half attends to (`Adapter.nothing`). With two halves the unconditional rows
-    come first. paths: the cross-attention layers in the UNet's order, `presets` the family's of blocks.
+    nothing: by adapter, what the unconditional half attends to (`Adapter.nothing`). guided: whether each request is; where
+    one is, there are two halves, the unconditional rows first. paths: the cross-attention layers in the UNet's order, `presets` the family's of blocks.
     """
+    halves = 1 + any(guided)
     prompts: list[ImagePrompt] = []
     voices: list[tuple[_Voice | None, ...]] = []
     for name, adapter in adapters.items():
-        told = [_voices(r, name, paths, presets, guided=halves == 2) for r in requests]
+        told = [_voices(r, name, paths, presets, guided=g) for r, g in zip(requests, guided, strict=True)]
         most = max(map(len, told), default=0)
         if not most:
             continue

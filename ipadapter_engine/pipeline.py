@@ -52,6 +52,7 @@ class Engine:
         )  # fmt: skip
         self._lock = threading.Lock()
         self._nothing: dict[str, Nothing] = {}
+        self._taken: set[tuple[str, int]] = set()  # schedulers and steps that were found to go together
         self._memory = MemoryBudget(checkpoint.device)
         self._decoder = Decoder(checkpoint, self._residence)
         acceleration.apply(checkpoint)
@@ -156,7 +157,15 @@ class Engine:
 
     def batch_key(self, request: GenerationRequest) -> BatchKey:
         """What a request must share with others to be made in one batch; raises RequestRefused."""
-        return key_of(request, self.family, self.checkpoint.multiple_px, self._characters.adapters)
+        key = key_of(request, self.family, self.checkpoint.multiple_px, self._characters.adapters)
+        self._check_steps(key)
+        return key
+
+    def _check_steps(self, key: BatchKey) -> None:
+        """Raises RequestRefused for steps that the scheduler cannot take; asked once, as many shots share them."""
+        if (key.scheduler, key.steps) not in self._taken:
+            scheduler_for(self.checkpoint, key)
+            self._taken.add((key.scheduler, key.steps))
 
     def generate(
         self,
@@ -205,7 +214,7 @@ class Engine:
                 nothing = self._unconditional(name)
                 check_references(requests, name, adapter, nothing, self._installed.paths, self.family.presets)
         for key, rows in groups.items():
-            scheduler_for(self.checkpoint, key)
+            self._check_steps(key)
             for i in rows:
                 check_controls(requests[i], key, self.checkpoint.controls)
                 check_regions(requests[i], key)
@@ -241,10 +250,11 @@ class Engine:
     ) -> Tensor:
         checkpoint = self.checkpoint
         guidance = torch.tensor([self.family.guidance if r.guidance is None else r.guidance for r in requests])
-        guided = checkpoint.guidance_dim is None and any(
-            w != 1 and r.guidance_window[0] < r.guidance_window[1]
+        each = [
+            checkpoint.guidance_dim is None and w > 1 and r.guidance_window[0] < r.guidance_window[1]
             for w, r in zip(guidance.tolist(), requests, strict=True)
-        )
+        ]
+        guided = any(each)
         adapters, nets = checkpoint.adapters, checkpoint.controls
         generators = [torch.Generator().manual_seed(r.seed) for r in requests]
         at_work = self._residence.at_work
@@ -253,7 +263,7 @@ class Engine:
         with at_work(*adapters.values(), *(net.embedding for net in nets.values())):
             branches = image_prompts(
                 requests, adapters, {name: self._unconditional(name) for name in adapters}, key=key,
-                stride=checkpoint.stride, halves=1 + guided, paths=self._installed.paths, presets=self.family.presets,
+                stride=checkpoint.stride, guided=each, paths=self._installed.paths, presets=self.family.presets,
             )  # fmt: skip
             possible = (control_conditioning(requests, key, net, text, added) for net in nets.values())
             controls = [c for c in possible if c is not None]

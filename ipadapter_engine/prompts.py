@@ -23,7 +23,8 @@ class ReferencePrompt:
         the face, (512,). None where only `picture` is given.
     weight: this reference's share beside the others of its adapter; 0 leaves it out.
     adapter: which loaded adapter hears it.
-    negative: it is what the unconditional half attends to, in place of nothing: guidance leads away from it.
+    negative: it is what the unconditional half attends to, in place of nothing, wherever the adapter's other references
+        speak: guidance leads away from it.
     region: the part of the picture, one of the request's `regions`, in which it speaks; None is everywhere.
     face: of FaceID Plus adapters the face (512,) beside the embedding, which are then hidden states.
     picture: uint8 (h, w, 3), RGB, for the families that look at references themselves.
@@ -54,7 +55,8 @@ class ReferencePrompt:
             )
         if self.negative and self.region is not None:
             raise RequestRefused(
-                f"a negative reference names the region {self.region!r}", "leave its region out: it holds everywhere"
+                f"a negative reference names the region {self.region!r}",
+                "leave its region out: it holds wherever the others of its adapter speak",
             )
 
 

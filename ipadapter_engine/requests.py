@@ -42,6 +42,7 @@ class GenerationRequest:
     settings: where, when and how adapters speak, by name; the identity adapter's is under "identity".
     regions: parts of the picture by name, uint8 (h, w), 255 inside, of the picture's shape; references name them.
     source: a picture to start from, or to repaint a part of.
+    guidance: how far from the unconditional guess; at 1 and below there is none, as in diffusers.
     guidance_window: the share of the steps in which the picture is guided; outside, only the prompt is heard.
     loras: further LoRAs on the base, in their order, beside `character`.
     """
@@ -95,7 +96,7 @@ class GenerationRequest:
         if self.guidance is not None and not (np.isfinite(self.guidance) and self.guidance >= 0):
             raise RequestRefused(
                 f"the guidance {self.guidance} is not a number of 0 or more",
-                "give 1 for none, or more; 5 to 8 is usual",
+                "give 1 or less for none, or more; 5 to 8 is usual",
             )
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise RequestRefused(f"{self.steps} steps cannot be taken", "ask for 1 to 1000 steps")

@@ -46,6 +46,12 @@ def check_source(request: GenerationRequest, key: BatchKey, checkpoint: Checkpoi
     check_shape("a picture to start from", source.picture.shape[:2], key.width_px, key.height_px)
     if source.mask is not None:
         check_shape("a mask to repaint within", source.mask.shape[:2], key.width_px, key.height_px)
+        size = key.height_px // checkpoint.stride, key.width_px // checkpoint.stride
+        if not F.interpolate(_mask(source.mask, key)[None, None], size=size).any():
+            raise RequestRefused(
+                f"a mask to repaint within is smaller than what the base can repaint, {checkpoint.stride} px",
+                "paint a larger part of it white",
+            )
 
 
 @dataclass(frozen=True)

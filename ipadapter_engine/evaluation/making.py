@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ipadapter_engine.engines import PictureEngine, denoiser_of
+from ipadapter_engine.engines import PictureEngine, device_of
 from ipadapter_engine.errors import GenerationFailed
 from ipadapter_engine.evaluation.methods import Making, TrainedSubject
 from ipadapter_engine.evaluation.picture_cache import CachedPicture, PictureCache, request_key
@@ -32,7 +32,7 @@ def generated(
 
 def machine_of(engine: PictureEngine) -> str:
     """What a time was measured on: the device's name, and on a CPU the number of threads."""
-    device = denoiser_of(engine).device
+    device = device_of(engine)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from ipadapter_engine.engines import PictureEngine, denoiser_of
+from ipadapter_engine.engines import PictureEngine, denoiser_of, device_of
 from ipadapter_engine.native.engine import NativeEngine
 from ipadapter_engine.prompts import CharacterModel
 from ipadapter_engine.requests import GenerationRequest
@@ -87,13 +87,12 @@ def _age_s(file: Path) -> float:
 def request_key(request: GenerationRequest, engine: PictureEngine) -> str:
     """The sha256 of everything that makes the picture: the request with what its None mean, the models, the sampler,
     the decoding, the device, its precision, and the libraries' versions."""
-    denoiser = denoiser_of(engine)
     guidance = engine.family.guidance if request.guidance is None else request.guidance
     told = {
         "request": {**_told(request), **asdict(engine.batch_key(request)), "guidance": guidance},
         "models": sorted([m.role, m.sha256] for m in engine.models_of(request)),
         **_sampling(engine),
-        "where": [denoiser.device.type, str(denoiser.dtype)],
+        "where": [device_of(engine).type, str(denoiser_of(engine).dtype)],
         "versions": [torch.__version__, diffusers.__version__],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()

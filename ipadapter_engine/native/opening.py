@@ -83,10 +83,10 @@ def open_native(
     """
     base = paths.base
     index = read_config(base / "model_index.json")
-    if paths.controls or paths.adapters:
+    if paths.controls or paths.adapters or paths.words or paths.tokenizer:
         raise CheckpointRefused(
-            f"{base} is opened by diffusers' {index['_class_name']}, beside which no ControlNets and no further adapters "
-            "are loaded",
+            f"{base} is opened by diffusers' {index['_class_name']}, beside which no ControlNets, no further "
+            "adapters, no taught words and no other tokenizer are loaded",
             "leave them out of this engine's settings",
         )
     native = native_family(index, read_config(base / "transformer" / "config.json"))

@@ -100,7 +100,9 @@ def worker(
 
         with open_store() as store:
             err.print(f"[dim]Working on {plain(store.database.describe())}; Ctrl-C ends after the batch under way.[/]")
-            tally = work_until_told(store, engine(store.settings, engine_name), batch_size=batch)
+            tally = work_until_told(
+                store, engine(store.settings, engine_name), batch_size=batch, engine_name=engine_name
+            )
         out.print(f"{tally.made} made in {tally.batches} batches, {tally.failed} failed")
 
 

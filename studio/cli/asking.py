@@ -265,14 +265,14 @@ def _engine() -> str:
     from flows.configured import described
     from flows.settings import load_settings
     from flows.wiring import engine
-    from ipadapter_engine.engines import denoiser_of
+    from ipadapter_engine.engines import device_of
 
     settings = load_settings()
     made = engine(settings)
     adapter = made.checkpoint.adapters.get("identity")
     told = f"{getattr(adapter, 'variant', 'own')} adapter" if adapter is not None else "no adapter"
     named = described(settings)
-    return f"{made.family.title} on {denoiser_of(made).device}, {told}, encoder {made.encoder.name}" + (
+    return f"{made.family.title} on {device_of(made)}, {told}, encoder {made.encoder.name}" + (
         f"; set: {named}" if named else ""
     )
 

@@ -467,7 +467,7 @@ def test_a_damaged_model_file_is_written_anew(full: Home, checkpoint: Path, tmp_
     model = trained(full, checkpoint, tmp_path / "lora")
     with open_store() as store:
         file = model_file(store, model.sha256)
-        assert file == full.path / "models" / f"{model.sha256}.safetensors"
+        assert file == full.path / "models" / ".characters" / f"{model.sha256}.safetensors"
         whole = file.read_bytes()
         file.write_bytes(whole[:100])
         assert model_file(store, model.sha256).read_bytes() == whole

@@ -43,8 +43,9 @@ def opened(checkpoints: Checkpoints) -> Callable[[Acceleration], Engine]:
         Acceleration(offload=True),
         Acceleration(channels_last=False),
         Acceleration(attention="math"),
+        Acceleration(attention="efficient"),
     ],
-    ids=["compiled", "offloaded", "channels first", "math"],
+    ids=["compiled", "offloaded", "channels first", "math", "efficient, which CPUs have not"],
 )
 def test_pictures_stay_the_same(opened: Callable[[Acceleration], Engine], how: Acceleration) -> None:
     plain, quick = opened(Acceleration()), opened(how)

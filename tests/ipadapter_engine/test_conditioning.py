@@ -380,6 +380,25 @@ def test_every_feature_is_the_same_alone_and_in_one_mixed_batch(engines: Engines
             assert gap(made.latents, latents(engine, request)) <= SAME
 
 
+def test_a_request_without_guidance_hears_no_negative_reference_in_any_batch(engine: Engine) -> None:
+    away = replace(engine.look_at(picture(1)), negative=True)
+    plain = request_for("sd15", (away,), guidance=1.0)
+    closed = request_for("sd15", (away,), guidance_window=(0.5, 0.5))
+    guided = request_for("sd15", (engine.look_at(picture(0)),), seed=8)
+    for request in (plain, closed):
+        together = engine.generate([request, guided])[0].latents
+        assert gap(together, latents(engine, request)) <= SAME
+        assert gap(together, latents(engine, replace(request, references=()))) <= SAME
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_guidance_below_one_is_none_as_in_diffusers(engines: Engines, pipeline_of: Opened, guidance: float) -> None:
+    engine = engines("sd15", None)
+    request = request_for("sd15", (), guidance=guidance)
+    assert gap(latents(engine, request), theirs(pipeline_of("sd15", None), engine, request)) <= TOLERANCE
+    assert gap(latents(engine, request), latents(engine, replace(request, guidance=1.0))) == 0
+
+
 def test_nothing_of_a_request_is_left_for_the_next(engine: Engine, checkpoints: Checkpoints) -> None:
     """Trap 3 of diffusers: its cutoff callback leaves scale 0 behind."""
     plain = request_for("sd15", (engine.look_at(picture(0)),))

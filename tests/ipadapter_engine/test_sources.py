@@ -127,6 +127,13 @@ def test_a_source_of_another_size_is_scaled_and_one_of_another_shape_refused(eng
             engine.generate([replace(request, source=wrong)])
 
 
+def test_a_mask_that_falls_between_what_can_be_repainted_is_refused(engines: Engines) -> None:
+    speck = np.zeros_like(mask("sd15"))
+    speck[2:4, 2:4] = 255
+    with pytest.raises(RequestRefused, match="smaller than what the base can repaint, 8 px"):
+        latents(engines("sd15", None), request_for("sd15", (), source=SourcePicture(start("sd15"), 0.5, speck)))
+
+
 def test_sources_that_make_no_sense_are_refused() -> None:
     good = start("sd15")
     for wrong, told in (
