@@ -24,6 +24,7 @@ from flows import variables as open_words
 from flows.brief_fields import ModelChoice, Number, Part, Prompt, Seed, Size, Whole, Window, check_window
 from flows.brief_parts import (
     Blocks,
+    NamedLora,
     NamedReference,
     OrderedWindow,
     References,
@@ -42,7 +43,7 @@ from ipadapter_engine.emphasis import Combine
 DEFAULT_VARIANTS = 1
 LONGEST_SCHEDULED = 45
 _CAME_LATER = ("controls", "character_model", "best_of", "style_references", "blocks", "scale_steps", "combine", "style",
-               "guidance_window", "negative_references", "source", "regions", "region", "engine")  # fmt: skip
+               "guidance_window", "negative_references", "source", "regions", "region", "engine", "loras")  # fmt: skip
 
 
 class NamedControl(Part):
@@ -70,7 +71,7 @@ class Making(Part):
     best_of: candidates a variant, of which the one most like its references is kept. blocks, scale_steps, combine: how
     the identity adapter speaks; style: the style adapter. region: the one of `regions` that the shot's own references
     speak in; without it they speak everywhere.
-    engine: one of ONMODEL_ENGINES by its name; left out, the engine that reads libraries.
+    engine: one of ONMODEL_ENGINES by its name; left out, the engine that reads libraries. loras: of ONMODEL_ENGINE__LORAS.
     """
 
     negative_prompt: Prompt | None = None
@@ -96,6 +97,7 @@ class Making(Part):
     regions: tuple[Region, ...] | None = Field(None, max_length=16)
     region: RegionName | None = None
     engine: Slug | None = None
+    loras: tuple[NamedLora, ...] | None = Field(None, max_length=8)
 
     @model_validator(mode="after")
     def _window_in_order(self) -> Making:

@@ -20,9 +20,24 @@ MOST_BLOCKS = 100
 _BLOCK = re.compile(r"[a-z]+(_[a-z]+)*(\.[a-z0-9_]+)*")
 
 
+def _setting_name(value: str) -> str:
+    if not NAMES.fullmatch(value):
+        raise ValueError(
+            "write the name in lower-case letters, digits and single underscores, as the setting ends in it"
+        )
+    return value
+
+
 class NamedReference(Part):
     file: str
     weight: Number = Field(1.0, ge=0, le=10)
+
+
+class NamedLora(Part):
+    """A LoRA that the settings name. strength: what it adds is multiplied by it."""
+
+    name: Annotated[str, AfterValidator(_setting_name)]
+    strength: Number = Field(1.0, gt=0, le=10)
 
 
 References = Literal["choose"] | tuple[str | NamedReference, ...]

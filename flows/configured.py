@@ -47,6 +47,7 @@ def _with_paths(store: ModelStore, engine: EngineSettings, prefix: str) -> Engin
         "depth_model": one("DEPTH_MODEL", engine.depth_model, None),
         "controls": each("CONTROLS", engine.controls, "controlnet"),
         "adapters": each("ADAPTERS", engine.adapters, "adapter"),
+        "loras": each("LORAS", engine.loras, "lora"),
         "words": each("WORDS", engine.words, "embedding"),
     }
     return engine.model_copy(update=paths)
@@ -94,6 +95,7 @@ def _places(engine: EngineSettings, prefix: str) -> list[tuple[str, Path]]:
               ("DEPTH_MODEL", engine.depth_model), ("TOKENIZER", engine.tokenizer)]  # fmt: skip
     several = [(f"CONTROLS__{n.upper()}", p) for n, p in engine.controls.items()]
     several += [(f"ADAPTERS__{n.upper()}", p) for n, p in engine.adapters.items()]
+    several += [(f"LORAS__{n.upper()}", p) for n, p in engine.loras.items()]
     several += [(f"WORDS__{n.upper()}", p) for n, p in engine.words.items()]
     return [(prefix + n, p) for n, p in [*single, *several] if p is not None]
 

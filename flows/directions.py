@@ -16,10 +16,10 @@ from asset_store.errors import NotFound
 from asset_store.pictures import open_picture, pixel_sha256, to_png
 from asset_store.tables import Library, Reference
 from flows.brief import Making
-from flows.brief_parts import NamedReference, Region, Source, Style
+from flows.brief_parts import NamedLora, NamedReference, Region, Source, Style
 from flows.conditions import ConditionFinder, ControlReader, check_rights, find_named
 from flows.recipe_keys import heard
-from flows.recipe_words import told_of_adapter, told_of_region, told_of_source
+from flows.recipe_words import told_of_adapter, told_of_lora, told_of_region, told_of_source
 from flows.recipes import BY_MASK, BY_SOURCE, DIRECTED, STYLE, models_of, reference_entry
 from ipadapter_engine.controls import check_shape
 from ipadapter_engine.emphasis import factors
@@ -131,6 +131,7 @@ class Direction:
     regions: tuple[dict[str, Any], ...] = ()
     references: tuple[dict[str, Any], ...] = ()
     read: Mapping[str, ReadPicture] = field(default_factory=dict)
+    loras: tuple[dict[str, Any], ...] = ()
 
     def into(self, recipe: dict[str, Any], made: PictureEngine) -> dict[str, Any]:
         """The recipe with what is used here, and only that: what is not used leaves the job's key as it was.
@@ -145,6 +146,7 @@ class Direction:
             "guidance_window": None if self.guidance_window is None else list(self.guidance_window),
             "source": self.source,
             "regions": list(self.regions),
+            "loras": list(self.loras),
         }
         used = {name: value for name, value in said.items() if value}
         self._check_mask(made)
@@ -168,7 +170,7 @@ class Direction:
         from ipadapter_engine.pipeline import Engine
 
         if not isinstance(made, Engine):
-            said = [name for name in ("adapters", "guidance_window", "source", "regions") if name in recipe]
+            said = [name for name in ("adapters", "guidance_window", "source", "regions", "loras") if name in recipe]
             told = ", ".join(said) or "negative references"
             raise RequestRefused(
                 f"{made.family.title} cannot be told {told}",
@@ -199,6 +201,7 @@ class Direction:
             "guidance_window": None if self.guidance_window is None else list(self.guidance_window),
             "source": None if self.source is None else told_of_source(self.source),
             "regions": [told_of_region(region) for region in self.regions],
+            "loras": [told_of_lora(lora) for lora in self.loras],
         }
 
 
@@ -216,12 +219,23 @@ class DirectionFinder:
             STYLE: _spoken(making.style or Style()),
         }
         window = making.guidance_window if making.guidance_window != (0.0, 1.0) else None
-        out = Direction({name: said for name, said in adapters.items() if said}, window)
+        loras = tuple(self._lora(named) for named in making.loras or ())
+        out = Direction({name: said for name, said in adapters.items() if said}, window, loras=loras)
         out = self._with_source(out, making.source) if making.source is not None else out
         out = self._with_regions(out, character, _regions(making))
         negative = () if making.scale == 0 else making.negative_references or ()
         away = [reference_entry(row, weight, negative=True) for row, weight in self._negative(negative)]
         return replace(out, references=(*out.references, *away))
+
+    def _lora(self, named: NamedLora) -> dict[str, Any]:
+        loaded = getattr(self.finder.made.checkpoint, "loras", {})
+        if named.name not in loaded:
+            there = f"set are {', '.join(sorted(loaded))}" if loaded else "none is set"
+            raise RequestRefused(
+                f"there is no LoRA {named.name!r}; {there}",
+                f"set ONMODEL_ENGINE__LORAS__{named.name.upper()} to its file, or leave it out",
+            )
+        return {"name": named.name, "sha256": loaded[named.name].sha256, "strength": named.strength}
 
     def _with_source(self, out: Direction, named: Source) -> Direction:
         picture = self.read.pictures[named.picture]

@@ -37,6 +37,8 @@ def job_key(recipe: dict[str, Any]) -> str:
         said["regions"] = [_only(r, "sha256", "box") for r in recipe["regions"]]
     if "source" in recipe:
         said["source"] = _only(recipe["source"], "sha256", "strength", "mask_sha256")
+    if "loras" in recipe:
+        said["loras"] = [_only(lora, "sha256", "strength") for lora in recipe["loras"]]
     if "character_model" in recipe:
         said["character_model"] = _only(recipe["character_model"], "sha256", "strength")
     return sha256_of(said)

@@ -25,6 +25,10 @@ def told_of_source(source: Mapping[str, Any]) -> str:
     return f"{source['picture']}, strength {source['strength']:g}{mask}"
 
 
+def told_of_lora(lora: Mapping[str, Any]) -> str:
+    return f"{lora['name']}, strength {lora['strength']:g}"
+
+
 def told_of_region(region: Mapping[str, Any]) -> str:
     where = f"mask {region['mask']}" if "mask" in region else f"box {_numbers(region['box'])}"
     return f"{region['name']}: {region['character']}, {where}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from flows.recipe_keys import BY_MODEL, heard
 from ipadapter_engine.emphasis import AdapterSettings
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import ModelHash
-from ipadapter_engine.prompts import IDENTITY, ControlPrompt, ReferencePrompt
+from ipadapter_engine.prompts import IDENTITY, CharacterModel, ControlPrompt, ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def models_of(made: PictureEngine, recipe: dict[str, Any]) -> list[ModelHash]:
     """The loaded models that have a part in a recipe's picture: those of every picture, then the ControlNets, the
     style adapter and the taught words if its request needs them. One that is not loaded is left out, so that `obstacle`
     names it."""
-    return list(made.models_of(_without_pictures(recipe)))
+    return list(made.models_of(replace(_without_pictures(recipe), loras=loras_of(made, recipe))))
 
 
 def _without_pictures(recipe: dict[str, Any]) -> GenerationRequest:
@@ -181,4 +182,15 @@ def batch_key(made: PictureEngine, recipe: dict[str, Any]) -> str:
     """What jobs of one batch share, as a short text: models, size, steps, scheduler, the character's own model."""
     shared = f"{models_key(made)}{recipe['width_px']}x{recipe['height_px']}/{recipe['steps']}/{recipe['scheduler']}"
     own = recipe.get("character_model")
-    return shared if own is None else f"{shared}/character {own['sha256'][:12]}"
+    shared = shared if own is None else f"{shared}/character {own['sha256'][:12]}"
+    return "/".join([shared, *(f"lora {lora['sha256'][:12]} {lora['strength']:g}" for lora in recipe.get("loras", ()))])
+
+
+def loras_of(made: PictureEngine, recipe: dict[str, Any]) -> tuple[CharacterModel, ...]:
+    """The LoRAs of a recipe that this engine has, by their bytes whatever it calls them."""
+    loaded = {lora.sha256: lora for lora in getattr(made.checkpoint, "loras", {}).values()}
+    return tuple(
+        replace(loaded[lora["sha256"]], strength=lora["strength"])
+        for lora in recipe.get("loras", ())
+        if lora["sha256"] in loaded
+    )

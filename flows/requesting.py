@@ -54,7 +54,7 @@ def requests_of(store: Store, engine: PictureEngine, recipe: dict[str, Any]) -> 
         recipe["scale"], (recipe["window"][0], recipe["window"][1]), recipe["width_px"], recipe["height_px"],
         recipe["steps"], recipe["guidance"], recipe["scheduler"], _controls(store, recipe), _character(store, recipe),
         scales=recipes.scales_of(recipe), settings=recipes.settings_of(recipe), regions=_regions(store, recipe),
-        source=_source(store, recipe), guidance_window=_guidance_window(recipe),
+        source=_source(store, recipe), guidance_window=_guidance_window(recipe), loras=recipes.loras_of(engine, recipe),
     )  # fmt: skip
     return [replace(request, seed=seed) for seed in recipes.seeds_of(recipe)]
 

@@ -42,6 +42,7 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     )
     adapters: dict[str, Path] = Field({}, description="files of further adapters by name, such as style")
     words: dict[str, Path] = Field({}, description="files of taught words by name, written <name> in prompts")
+    loras: dict[str, Path] = Field({}, description="files of LoRAs that briefs may name, such as lcm")
     depth_model: Path | None = Field(None, description="a depth estimation model's folder, to extract depth controls")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

@@ -156,6 +156,7 @@ def _opened(settings: EngineSettings, encoder: ImageEncoder | None) -> PictureEn
         settings.adapters,
         settings.words,
         settings.tokenizer,
+        settings.loras,
     )
     how = Acceleration(compiled=settings.compiled, attention=settings.attention, offload=settings.offload)
     return open_engine(paths, encoder=encoder, device=device, dtype=dtype, acceleration=how)

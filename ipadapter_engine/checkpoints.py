@@ -22,7 +22,7 @@ from ipadapter_engine.encoder import ImageEncoder
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.families import Family
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
-from ipadapter_engine.prompts import IDENTITY, NAMES, nearest_name
+from ipadapter_engine.prompts import IDENTITY, NAMES, CharacterModel, nearest_name
 from ipadapter_engine.requests import GenerationRequest
 from ipadapter_engine.text_encoders import TextEncoder
 from ipadapter_engine.weights import read_state
@@ -39,7 +39,7 @@ class CheckpointPaths:
 
     adapter: the file of the adapter called identity; adapters: files of those beside it, by name.
     controls: ControlNets by kind, as diffusers folders or single files; words: files of taught words, by name.
-    tokenizer: a folder with CLIP's vocabulary, for a base that is one file.
+    tokenizer: a folder with CLIP's vocabulary, for a base that is one file. loras: files of LoRAs that requests may name.
     """
 
     base: Path = EMBEDDED
@@ -49,6 +49,7 @@ class CheckpointPaths:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     words: Mapping[str, Path] = field(default_factory=dict)
     tokenizer: Path | None = None
+    loras: Mapping[str, Path] = field(default_factory=dict)
 
     def resolved(self) -> CheckpointPaths:
         """With the parts that a base folder carries itself, where they are not given: `image_encoder/`,
@@ -72,7 +73,8 @@ class Checkpoint:
     """Everything that makes pictures, open and checked.
 
     models: a hash of each part that every picture comes from, the identity adapter's among them.
-    further: the adapters beside it, by name; controls: the ControlNets by kind; words: those that prompts may use.
+    further: the adapters beside it, by name; controls: the ControlNets by kind; words: those that prompts may use; loras:
+    those that requests may name, at full strength; they are read when one is played.
     beside: the hashes of those, by role, as each has a part only in pictures that ask for it.
     """
 
@@ -89,6 +91,7 @@ class Checkpoint:
     controls: dict[str, ControlNet] = field(default_factory=dict)
     beside: dict[str, ModelHash] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
+    loras: dict[str, CharacterModel] = field(default_factory=dict)
     device: torch.device = field(
         default_factory=lambda: torch.device("cpu")
     )  # where it works; its parts lie there unless they are offloaded
@@ -174,7 +177,16 @@ def open_checkpoint(
     _add_adapters(made, paths, base.licence, device=device, dtype=dtype)
     _add_controls(made, paths, base.licence, device=device, dtype=dtype)
     _add_words(made, paths, base.licence)
+    made.loras = {name: _lora(name, file) for name, file in sorted(paths.loras.items())}
     return made
+
+
+def _lora(name: str, file: Path) -> CharacterModel:
+    if not file.is_file():
+        raise CheckpointRefused(
+            f"there is no LoRA at {file}", f"check the path in ONMODEL_ENGINE__LORAS__{name.upper()}: it names a file"
+        )
+    return CharacterModel(file, sha256_of_file(file))
 
 
 def _add_adapters(made: Checkpoint, paths: CheckpointPaths, licence: str, *, device: str, dtype: torch.dtype) -> None:
@@ -228,7 +240,12 @@ def _licence(part: Path, base: Path, licence: str, sha256: str) -> str:
 
 def _check_names(paths: CheckpointPaths) -> None:
     """An adapter or a kind of another name could not be set: settings are read from variables of the environment."""
-    for what, named in (("ControlNet", paths.controls), ("adapter", paths.adapters), ("word", paths.words)):
+    for what, named in (
+        ("ControlNet", paths.controls),
+        ("adapter", paths.adapters),
+        ("word", paths.words),
+        ("LoRA", paths.loras),
+    ):
         for name, place in named.items():
             if not NAMES.fullmatch(name):
                 thing = f"the folder {place}" if place.name == name else "it"

@@ -94,7 +94,7 @@ def _drawn(tree: dict[str, Any]) -> Tree:
 
 def _conditions(settings: dict[str, Any]) -> list[str]:
     """What a picture was made with beside prompt and references, a line each."""
-    from flows.recipe_words import told_of_adapter, told_of_region, told_of_source
+    from flows.recipe_words import told_of_adapter, told_of_lora, told_of_region, told_of_source
 
     lines = [
         f"control {c['kind']}: {c['picture']}, sha256 {c['sha256'][:16]}…, strength {c['strength']:g}, window {c['window']}"
@@ -109,6 +109,7 @@ def _conditions(settings: dict[str, Any]) -> list[str]:
         lines.append(f"starts from {told_of_source(source)}, sha256 {source['sha256'][:16]}…{mask}")
     if "guidance_window" in settings:
         lines.append(f"guidance window {settings['guidance_window']}")
+    lines += [f"LoRA {told_of_lora(lora)}, sha256 {lora['sha256'][:16]}…" for lora in settings.get("loras", ())]
     if (own := settings.get("character_model")) is not None:
         lines.append(f"character model: {own['name']} version {own['version']}, sha256 {own['sha256'][:16]}…")
     if (preset := settings.get("preset")) is not None:

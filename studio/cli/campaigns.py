@@ -111,6 +111,7 @@ def _made_with(shot: dict[str, Any]) -> list[str]:
     lines += [f"away from {key}" for key in shot["negative_references"]]
     lines += list(shot["adapters"])
     lines += [f"region {told}" for told in shot["regions"]]
+    lines += [f"LoRA {told}" for told in shot["loras"]]
     if shot["source"] is not None:
         lines.append(f"starts from {shot['source']}")
     if shot["guidance_window"] is not None:

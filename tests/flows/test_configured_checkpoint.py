@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ from safetensors.torch import save_file
 from sqlalchemy import select
 
 from asset_store.tables import Embedding, LineageRecord
+from flows.brief import parse_brief
 from flows.campaign import run_campaign
 from flows.library import ingest_library
+from flows.planning import plan_campaign
 from flows.wiring import open_store
+from ipadapter_engine.errors import RequestRefused
 from tests.ipadapter_engine import original_layout as original
 from tests.ipadapter_engine import tiny_checkpoints as tiny
+from tests.ipadapter_engine import tiny_loras
 from tests.studio_home import Home
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -87,3 +92,33 @@ def test_another_encoder_embeds_what_is_stored_without_reading_the_library_again
     assert (report["loaded"], report["embedded"], report["unchanged"]) == (0, 16, 16)
     with open_store() as store, store.database.transaction() as session:
         assert len(session.scalars(select(Embedding)).all()) == 32
+
+
+def test_a_brief_names_a_lora_of_the_settings(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In kohya's layout. Other strengths are other jobs; one that is not set is refused by name."""
+    folder = tiny.write_sd15(tmp_path / "sd15")
+    adapter = tiny.write_safetensors(tmp_path / "a.safetensors", tiny.base_adapter_state(tiny.open_unet(folder)))
+    lora = tiny_loras.write_kohya(tmp_path / "paint.safetensors", folder)
+    monkeypatch.setenv("ONMODEL_ENGINE__BASE", str(folder))
+    monkeypatch.setenv("ONMODEL_ENGINE__ADAPTER", str(adapter))
+    monkeypatch.setenv("ONMODEL_ENGINE__ENCODER", str(tiny.write_encoder(tmp_path / "clip")))
+    monkeypatch.setenv("ONMODEL_ENGINE__LORAS__PAINT", str(lora))
+    asyncio.run(ingest_library(str(home.library), "pat"))
+    shots = """\
+  - {name: plain, character: Pip, prompt: a picture, seeds: [5]}
+  - {name: half, character: Pip, prompt: a picture, seeds: [5], loras: [{name: paint, strength: 0.5}]}
+  - {name: whole, character: Pip, prompt: a picture, seeds: [5], loras: [{name: paint}]}
+"""
+    brief = BRIEF.split("shots:")[0].replace(", variants: 2", "") + "shots:\n" + shots
+    report = asyncio.run(run_campaign(brief, "brief.yaml", "pat"))
+    assert (report["made"], report["problems"]) == (3, [])
+    with home.database.transaction() as session:
+        records = session.scalars(select(LineageRecord.record)).all()
+    hashes = {m["sha256"] for r in records for m in r["models"] if m["role"] == "lora"}
+    assert hashes == {hashlib.sha256(lora.read_bytes()).hexdigest()}
+    assert sorted(len(r["settings"].get("loras", ())) for r in records) == [0, 1, 1]
+    assert len({r["output"]["sha256"] for r in records}) == 3
+    with pytest.raises(RequestRefused, match="no LoRA 'ink'; set are paint"), open_store() as store:
+        plan_campaign(
+            store, parse_brief(brief.replace("name: paint}", "name: ink}"), file="brief.yaml"), folder=tmp_path
+        )
