@@ -16,6 +16,7 @@ from asset_store.library.keys import safe_key
 from flows.model_files import PREPROCESSOR, ModelRefused, chosen, preprocessing_beside
 from flows.progress import report
 from flows.settings import S3Settings
+from ipadapter_engine.hashing import sha256_of_file
 from ipadapter_engine.weight_files import SUFFIXES
 
 HUB = "hub:"
@@ -216,7 +217,14 @@ class HubModels:
 
         disable_progress_bars()
         with self._told():
-            hf_hub_download(self.repository, name, revision=commit, local_dir=aside)
+            file = Path(hf_hub_download(self.repository, name, revision=commit, local_dir=aside))
+        listed = {s.rfilename: s.lfs.sha256 for s in self._info.siblings or [] if s.lfs is not None}
+        if name in listed and (found := sha256_of_file(file)) != listed[name]:
+            file.unlink()
+            raise ModelRefused(
+                f"{HUB}{self.repository}:{safe_key(name)} came with sha256 {found[:16]}…, the hub says {listed[name][:16]}…",
+                "Add it again; if it is the same then, ask whoever runs the hub.",
+            )
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class ModelStore:
                     name, facts.kind, facts.variant, facts.base, facts.encoder, facts.licence, place.address,
                     fetched.revision, facts.pinned, files, by, datetime.now(UTC).isoformat(timespec="seconds"),
                 )  # fmt: skip
-                if kept is not None and replace(kept, added_by=by, added_at=model.added_at) != model:
+                if kept is not None and not (kept.files == files and said.holds_for(kept)):
                     raise _taken(kept)
             except (ModelRefused, CheckpointRefused):  # what could not be reached is gone on with, what is wrong is not
                 shutil.rmtree(aside)

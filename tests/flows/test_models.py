@@ -422,6 +422,17 @@ def test_what_a_hub_does_not_have_is_refused_with_what_to_do(store: ModelStore, 
     assert store.names() == []
 
 
+def test_a_file_that_is_not_what_the_hub_lists_is_refused(store: ModelStore, hub: Hub) -> None:
+    name = next(n for n in hub.files["h94/tiny"] if n.endswith(".safetensors"))
+    hub.damaged[name] = hub.files["h94/tiny"][name][::-1]
+    (answer,) = fetched(store, hub, f"hub:h94/tiny:{name}")
+    assert answer["error"] == "ModelRefused", answer
+    assert "came with sha256" in answer["message"]
+    assert store.names() == []
+    hub.damaged.clear()
+    assert fetched(store, hub, f"hub:h94/tiny:{name}")[0]["new"] is True
+
+
 @pytest.mark.parametrize(
     ("environment", "told"),
     [({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"), ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be read")],
