@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ipadapter_engine.checkpoints import CheckpointPaths
+from ipadapter_engine.emphasis import AdapterSettings
 from ipadapter_engine.errors import GenerationFailed
 from ipadapter_engine.evaluation import likeness
 from ipadapter_engine.evaluation.comparison import compare
@@ -24,7 +25,7 @@ from ipadapter_engine.evaluation.picture_cache import CachedPicture, PictureCach
 from ipadapter_engine.evaluation.subjects import Subject, folder_subjects
 from ipadapter_engine.hashing import sha256_of_file
 from ipadapter_engine.pipeline import Engine
-from ipadapter_engine.prompts import CharacterModel, ControlPrompt, ReferencePrompt
+from ipadapter_engine.prompts import CharacterModel, ControlPrompt, ReferencePrompt, SourcePicture
 from ipadapter_engine.requests import GenerationRequest
 from tests.evaluation.conftest import a_picture
 from tests.ipadapter_engine import tiny_checkpoints as tiny
@@ -237,17 +238,28 @@ def test_a_picture_of_nan_is_neither_measured_nor_kept(base: Path, subjects: lis
 
 REFERENCE = ReferencePrompt(np.ones(24, np.float32))
 CONTROL = ControlPrompt(np.zeros((4, 4, 3), np.uint8), "edges")
+SOURCE = SourcePicture(np.zeros((4, 4, 3), np.uint8), 0.8)
 CHARACTER = CharacterModel(Path("a.safetensors"), "a" * 64)
 REQUEST = GenerationRequest(
-    "red fox", 1, (REFERENCE,), controls=(CONTROL,), character=CHARACTER, width_px=SIZE_PX, height_px=SIZE_PX
-)
+    "red fox", 1, (REFERENCE,), controls=(CONTROL,), character=CHARACTER, width_px=SIZE_PX, height_px=SIZE_PX,
+    regions={"left": np.full((4, 4), 255, np.uint8)},
+)  # fmt: skip
 OTHER: dict[type, dict[str, object]] = {
     GenerationRequest: {
         "prompt": "blue fox", "seed": 2, "references": (), "negative_prompt": "cat", "scale": 0.5, "window": (0.0, 0.5),
         "width_px": 128, "height_px": 128, "steps": 3, "guidance": 2.0, "scheduler": "ddim", "controls": (),
-        "character": None, "scales": {"plus": 0.5},
+        "character": None, "scales": {"plus": 0.5}, "settings": {"identity": AdapterSettings(blocks="style")},
+        "regions": {"left": np.eye(4, dtype=np.uint8)}, "source": SourcePicture(np.zeros((4, 4, 3), np.uint8)),
+        "guidance_window": (0.0, 0.5), "loras": (CharacterModel(Path("b.safetensors"), "b" * 64),),
     },
-    ReferencePrompt: {"embedding": np.full(24, 2, np.float32), "weight": 0.5, "adapter": "plus"},
+    ReferencePrompt: {
+        "embedding": np.full(24, 2, np.float32), "weight": 0.5, "adapter": "plus", "negative": True, "region": "left",
+        "face": np.ones(8, np.float32), "picture": np.zeros((4, 4, 3), np.uint8),
+    },
+    AdapterSettings: {"blocks": {"others": 0.5}, "window": (0.0, 0.5), "steps": (0.5,), "combine": "add"},
+    SourcePicture: {
+        "picture": np.ones((4, 4, 3), np.uint8), "strength": 0.5, "mask": np.full((4, 4), 255, np.uint8),
+    },
     ControlPrompt: {
         "picture": np.ones((4, 4, 3), np.uint8), "kind": "depth", "strength": 0.5, "window": (0.0, 0.5),
     },
@@ -264,7 +276,7 @@ def test_every_field_of_a_request_changes_its_key(engine: Engine, kind: type, na
     changed: dict[type, Any] = {
         k: replace(v, **{name: OTHER[k][name]}) if k is kind else v  # type: ignore[type-var]
         for k, v in ((GenerationRequest, REQUEST), (ReferencePrompt, REFERENCE), (ControlPrompt, CONTROL),
-                     (CharacterModel, CHARACTER))
+                     (CharacterModel, CHARACTER), (AdapterSettings, AdapterSettings()), (SourcePicture, SOURCE))
     }  # fmt: skip
     request = changed[GenerationRequest]
     if kind is ReferencePrompt:
@@ -273,7 +285,12 @@ def test_every_field_of_a_request_changes_its_key(engine: Engine, kind: type, na
         request = replace(request, controls=(changed[kind],))
     elif kind is CharacterModel:
         request = replace(request, character=changed[kind])
-    assert request_key(request, engine) != request_key(REQUEST, engine)
+    elif kind is AdapterSettings:
+        request = replace(request, settings={"identity": changed[kind]})
+    elif kind is SourcePicture:
+        request = replace(request, source=changed[kind])
+    before = replace(REQUEST, source=SOURCE) if kind is SourcePicture else REQUEST
+    assert request_key(request, engine) != request_key(before, engine)
 
 
 def test_what_none_means_and_where_a_model_lies_make_no_other_picture(engine: Engine) -> None:
