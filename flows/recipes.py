@@ -56,10 +56,10 @@ def recipe_of(
         scale=1.0 if making.scale is None else making.scale, window=making.window or (0.0, 1.0),
     )  # fmt: skip
     key = made.batch_key(request)
-    return {
+    recipe = {
         "recipe": PLAIN,
         "family": family.name,
-        "models": [m.__dict__ for m in made.models],
+        "models": [],
         "encoder": made.encoder.sha256 if references else None,
         "prompt": prompt,
         "negative_prompt": making.negative_prompt or "",
@@ -73,6 +73,8 @@ def recipe_of(
         "height_px": key.height_px,
         "references": list(references),
     }
+    recipe["models"] = [m.__dict__ for m in models_of(made, recipe)]  # a prompt may use a taught word
+    return recipe
 
 
 def _check_reads(made: PictureEngine, references: Sequence[dict[str, Any]]) -> None:
