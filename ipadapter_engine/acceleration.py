@@ -64,8 +64,7 @@ class Acceleration:
     def apply(self, checkpoint: Checkpoint) -> None:
         """Prepare the models of an open checkpoint in which our attention is installed."""
         if self.channels_last:
-            for part in (checkpoint.unet, checkpoint.vae, *(net.model for net in checkpoint.controls.values())):
-                part.to(memory_format=torch.channels_last)
+            self._lay_out(checkpoint, torch.channels_last)
         if self.compiled:
             for processor in checkpoint.unet.attn_processors.values():
                 if isinstance(
@@ -73,6 +72,15 @@ class Acceleration:
                 ):  # what it keeps between steps is no business of the compiler
                     processor.attend = torch.compiler.disable(processor.attend)
             checkpoint.unet.compile_repeated_blocks(backend=self.backend)
+
+    def undo(self, checkpoint: Checkpoint) -> None:
+        """The memory layout as it was opened; what was compiled stays so."""
+        if self.channels_last:
+            self._lay_out(checkpoint, torch.contiguous_format)
+
+    def _lay_out(self, checkpoint: Checkpoint, layout: torch.memory_format) -> None:
+        for part in (checkpoint.unet, checkpoint.vae, *(net.model for net in checkpoint.controls.values())):
+            part.to(memory_format=layout)
 
 
 class Residence:

@@ -38,7 +38,7 @@ SCHEDULERS: dict[str, Any] = {
     "tcd": TCDScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-_DRAWS_NOISE = (LCMScheduler, TCDScheduler)  # on every step, from the request's own generator
+_DRAWS_NOISE = LCMScheduler  # on every step, from the request's own generator
 
 
 @dataclass(frozen=True)
@@ -222,12 +222,12 @@ class _Steps:
             if lane.start > step:
                 continue
             mine = full if lane.rows == active else full[[active.index(i) for i in lane.rows]]
-            drawn = (
-                {"generator": [self.generators[i] for i in lane.rows]}
-                if isinstance(lane.scheduler, _DRAWS_NOISE)
-                else {}
-            )
-            x = lane.scheduler.step(mine, t, self._of(lane), **drawn).prev_sample
+            told: dict[str, Any] = {}
+            if isinstance(lane.scheduler, _DRAWS_NOISE):
+                told["generator"] = [self.generators[i] for i in lane.rows]
+            elif isinstance(lane.scheduler, TCDScheduler):
+                told["eta"] = 0.0  # no noise between its steps, as diffusers' pipelines ask for unless told otherwise
+            x = lane.scheduler.step(mine, t, self._of(lane), **told).prev_sample
             self._put(lane, self.sources.kept(lane.rows, x, lane.scheduler, following))
 
     def _of(self, lane: _Lane) -> Tensor:

@@ -241,6 +241,7 @@ class Engine:
         for installed in (self._installed, *self._in_controls.values()):
             installed.eject()
         self.checkpoint.words.eject()
+        self.acceleration.undo(self.checkpoint)
 
     # ------------------------------------------------------------------ one batch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.pipeline import Engine
 from tests.ipadapter_engine import tiny_checkpoints as tiny
+
+if TYPE_CHECKING:
+    from tests.ipadapter_engine.native_engines import NativeEngines
 
 PIPELINES = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
@@ -112,3 +115,12 @@ def picture(seed: int, side_px: int = tiny.SIDE_PX) -> Image.Image:
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     return [picture(seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeEngines]:
+    """Tiny engines of the families that diffusers' pipelines run, opened once; their references are small, too."""
+    from tests.ipadapter_engine.native_engines import NativeEngines, small_references  # most tests go without them
+
+    with small_references():
+        yield NativeEngines(tmp_path_factory.mktemp("native"))

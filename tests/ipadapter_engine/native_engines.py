@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,7 @@ class NativeEngines:
         return self._open[name]
 
 
-@pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> NativeEngines:
-    return NativeEngines(tmp_path_factory.mktemp("native"))
-
-
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def small_references() -> Iterator[None]:
     """diffusers' pipelines scale references to a megapixel; theirs and ours scale them to 128 px a side here."""
     with pytest.MonkeyPatch.context() as patch:

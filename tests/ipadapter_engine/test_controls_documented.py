@@ -32,4 +32,4 @@ def test_the_example_runs_as_it_is_written(
 
 
 def test_the_number_of_kept_characters_is_the_documented_one() -> None:
-    assert f"The last {KEPT} characters stay in memory" in " ".join(DOCUMENT.read_text(encoding="utf-8").split())
+    assert f"The last {KEPT} stay in memory" in " ".join(DOCUMENT.read_text(encoding="utf-8").split())

@@ -15,9 +15,7 @@ from ipadapter_engine.native.engine import NativeEngine
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
-from tests.ipadapter_engine.native_engines import NativeEngines, native, small_references
-
-__all__ = ["native", "small_references"]
+from tests.ipadapter_engine.native_engines import NativeEngines
 
 SAME = 1e-5
 OWN = ("sd15",)

@@ -22,9 +22,7 @@ from ipadapter_engine.native.families import FAMILIES
 from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine import tiny_native
 from tests.ipadapter_engine.conftest import picture
-from tests.ipadapter_engine.native_engines import NativeEngines, native, small_references
-
-__all__ = ["native", "small_references"]
+from tests.ipadapter_engine.native_engines import NativeEngines
 
 TOLERANCE = 1e-4
 WIDTH, HEIGHT, STEPS, SEED = 64, 48, 3, 71

@@ -25,9 +25,7 @@ from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine import tiny_native
 from tests.ipadapter_engine.conftest import picture
-from tests.ipadapter_engine.native_engines import NativeEngines, native, small_references
-
-__all__ = ["native", "small_references"]
+from tests.ipadapter_engine.native_engines import NativeEngines
 
 PIXELS = np.asarray(picture(1, 96))
 MASK = np.full((96, 96), 255, np.uint8)
@@ -43,7 +41,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("model of a character", {"character": MODEL}),
     ("LoRAs", {"loras": (MODEL,)}),
     ("regions", {"regions": {"left": MASK}}),
-    ("regions", {"references": (shown(region="left"),)}),
+    ("regions", {"references": (shown(region="left"),), "regions": {"left": MASK}}),
     ("negative references", {"references": (shown(), shown(negative=True))}),
     ("settings of an adapter", {"settings": {"identity": AdapterSettings(blocks="style")}}),
     ("picture to start from", {"source": SourcePicture(PIXELS)}),
@@ -201,7 +199,7 @@ def test_sd3_reads_a_siglip(native: NativeEngines, tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"adapter": "flux"}, "FLUX.2 reads references itself"),
-        ({"controls": {"pose": Path("pose")}}, "no ControlNets and no further adapters are loaded"),
+        ({"controls": {"pose": Path("pose")}}, "no ControlNets, no further adapters, no taught words"),
     ],
 )
 def test_nothing_is_loaded_that_a_family_would_not_use(

@@ -26,7 +26,7 @@ from ipadapter_engine.prompts import Array, SourcePicture
 from ipadapter_engine.requests import GenerationRequest
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import PIPELINES, Checkpoints, Engines, picture
-from tests.ipadapter_engine.test_diffusers_parity import SIZES, TOLERANCE, latents_of_diffusers, request_for
+from tests.ipadapter_engine.test_diffusers_parity import SIZES, TOLERANCE, USUAL, latents_of_diffusers, request_for
 
 FROM_PICTURE = {"sd15": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline}
 WITHIN_MASK = {"sd15": StableDiffusionInpaintPipeline, "sdxl": StableDiffusionXLInpaintPipeline}
@@ -77,7 +77,7 @@ def test_a_picture_to_start_from_agrees_with_diffusers(
     source = SourcePicture(start(layout), strength, mask(layout) if masked else None)
     request = request_for(layout, (), steps=6, scheduler=scheduler, source=source)
     theirs = of_diffusers(checkpoints, engine, request, layout)
-    assert np.abs(latents(engine, request) - theirs).max() <= TOLERANCE
+    assert np.abs(latents(engine, request) - theirs).max() <= TOLERANCE * max(1.0, np.abs(theirs).max() / USUAL)
 
 
 def test_rows_that_begin_at_different_steps_are_the_same_alone(engines: Engines) -> None:

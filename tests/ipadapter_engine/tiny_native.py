@@ -261,7 +261,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 def write_flux_adapter(file: Path, *, embed: int = tiny.EMBED, width: int = 32, blocks: int = 2) -> Path:
     """An IP-Adapter for FLUX.1 as XLabs names its keys: four tokens of a pooled embedding, two double blocks."""
-    draw = tiny._Draw(13)
+    draw = tiny.Draw(13)
     state = {
         "ip_adapter_proj_model.proj.weight": draw(4 * width, embed),
         "ip_adapter_proj_model.proj.bias": draw(4 * width),
@@ -277,7 +277,7 @@ def write_flux_adapter(file: Path, *, embed: int = tiny.EMBED, width: int = 32, 
 
 def write_sd3_adapter(file: Path) -> Path:
     """An IP-Adapter for SD3.5 as InstantX names its keys: a resampler that is told the time, and two blocks."""
-    draw, time = tiny._Draw(14), 64
+    draw, time = tiny.Draw(14), 64
     projection = IPAdapterTimeImageProjection(
         embed_dim=SIGHT, output_dim=32, hidden_dim=64, heads=1, num_queries=4, timestep_in_dim=32
     )
