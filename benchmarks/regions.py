@@ -34,7 +34,7 @@ SIDE_BY_SIDE_PX = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=24, help="of characters that no training saw")
+    parser.add_argument("--pairs", type=int, default=12, help="of characters that no training saw")
     parser.add_argument(
         "--sheet", type=Path, help="write the pictures there, a pair a row: both, and with the right one replaced"
     )
