@@ -40,20 +40,6 @@ def with_plus(settings: EngineSettings, order: EvaluationOrder) -> EngineSetting
     return settings.model_copy(update={"adapters": {**settings.adapters, PLUS: file}})
 
 
-def checkpoint_paths(settings: EngineSettings) -> CheckpointPaths:
-    """Every file and folder that the settings' engine opens."""
-    base = settings.base or EMBEDDED
-    return CheckpointPaths(
-        base,
-        settings.adapter,
-        settings.encoder,
-        settings.controls,
-        settings.adapters,
-        settings.words,
-        settings.tokenizer,
-    ).resolved()
-
-
 def contestants_of(
     order: EvaluationOrder,
     checkpoint: Checkpoint,

@@ -10,10 +10,10 @@ from typing import Any
 from asset_store.repositories import evaluations
 from asset_store.tables import Evaluation
 from flows.configured import configured
-from flows.contestants import asked_methods, checkpoint_paths, contestants_of, with_plus
+from flows.contestants import asked_methods, contestants_of, with_plus
 from flows.evaluation_order import CHARACTERS, HELD_OUT_SEEDS, EvaluationOrder, EvaluationRefused
 from flows.progress import report
-from flows.wiring import Store, unet_engine
+from flows.wiring import Store, checkpoint_paths, unet_engine
 from ipadapter_engine.checkpoints import CheckpointPaths
 from ipadapter_engine.evaluation import dreambooth, likeness, sheets
 from ipadapter_engine.evaluation.comparison import Compared, compare
@@ -41,7 +41,7 @@ def evaluate(store: Store, order: EvaluationOrder, by: str) -> dict[str, Any]:
     chosen = configured(store.settings)
     settings = chosen.model_copy(update={"engine": with_plus(chosen.engine, order)})
     subjects = [] if order.images is None else _pictured(order, protocol, order.images)
-    paths, made = checkpoint_paths(settings.engine), unet_engine(settings)
+    paths, made = checkpoint_paths(settings.engine).resolved(), unet_engine(settings)
     subjects = subjects or _held_out(order, made)
     contestants, left_out = contestants_of(order, made.checkpoint, paths, subjects, settings)
     measures = _measures(order, protocol, made, paths)

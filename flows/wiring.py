@@ -20,6 +20,7 @@ from flows.configured import configured
 from flows.settings import EngineSettings, Settings, load_settings
 
 if TYPE_CHECKING:
+    from ipadapter_engine.checkpoints import CheckpointPaths
     from ipadapter_engine.encoder import ImageEncoder
     from ipadapter_engine.engines import PictureEngine
     from ipadapter_engine.pipeline import Engine
@@ -140,26 +141,24 @@ def _opened(settings: EngineSettings, encoder: ImageEncoder | None) -> PictureEn
     import torch
 
     from ipadapter_engine.acceleration import Acceleration
-    from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
     from ipadapter_engine.engines import open_engine
 
     device = _device(settings)
     dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.dtype == "auto" and device.startswith("cuda") and settings.base is not None:
         dtype = torch.bfloat16
-    base = settings.base or EMBEDDED
-    paths = CheckpointPaths(
-        base,
-        settings.adapter,
-        settings.encoder,
-        settings.controls,
-        settings.adapters,
-        settings.words,
-        settings.tokenizer,
-        settings.loras,
-    )
     how = Acceleration(compiled=settings.compiled, attention=settings.attention, offload=settings.offload)
-    return open_engine(paths, encoder=encoder, device=device, dtype=dtype, acceleration=how)
+    return open_engine(checkpoint_paths(settings), encoder=encoder, device=device, dtype=dtype, acceleration=how)
+
+
+def checkpoint_paths(settings: EngineSettings) -> CheckpointPaths:
+    """Every file and folder that the settings name."""
+    from ipadapter_engine.checkpoints import EMBEDDED, CheckpointPaths
+
+    return CheckpointPaths(
+        settings.base or EMBEDDED, settings.adapter, settings.encoder, settings.controls, settings.adapters,
+        settings.words, settings.tokenizer, settings.loras,
+    )  # fmt: skip
 
 
 def unet_engine(settings: Settings) -> Engine:

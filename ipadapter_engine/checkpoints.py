@@ -106,6 +106,15 @@ class Checkpoint:
         return int(self.vae.config["latent_channels"])
 
     @property
+    def latent_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the first stage's latents, (1, channels or 1, 1, 1); 0 and 1 unless its configuration says."""
+        mean, spread = (
+            torch.tensor(self.vae.config.get(name) or blank, device=self.device).view(1, -1, 1, 1)
+            for name, blank in (("latents_mean", [0.0]), ("latents_std", [1.0]))
+        )
+        return mean, spread
+
+    @property
     def inpaints(self) -> bool:
         """Whether the UNet reads, behind the noisy latents, a mask (1 where to paint) and the latents of the picture
         without what lies under it."""

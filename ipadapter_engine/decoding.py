@@ -40,10 +40,7 @@ class Decoder:
     ) -> list[GeneratedImage]:
         mine = latents[rows[0] : rows[-1] + 1]
         vae, config = self._checkpoint.vae, self._checkpoint.vae.config
-        mean, spread = (
-            torch.tensor(config.get(name) or blank, device=latents.device).view(1, -1, 1, 1)
-            for name, blank in (("latents_mean", [0.0]), ("latents_std", [1.0]))
-        )
+        mean, spread = self._checkpoint.latent_statistics
         with self._residence.at_work(vae):
             pictures = vae.decode((mine * spread / config["scaling_factor"] + mean).to(vae.dtype)).sample.float()
         scaled = ((pictures / 2 + 0.5).nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -63,8 +60,7 @@ class DecodingBeside:
         """beside: in that thread; else `begin` waits until it is done."""
         self._decode, self._beside = decode, beside
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoding")
-        self._under_way: Future[None] | None = None
-        self._again: Callable[[], None] = _nothing
+        self._under_way: tuple[Future[None], Callable[[], None]] | None = None
 
     def __enter__(self) -> DecodingBeside:
         return self
@@ -93,26 +89,22 @@ class DecodingBeside:
                 stream.wait_event(ready)
                 decode()
 
-        self._again = decode
         if not self._beside:
             decode()
         elif ready is None:
-            self._under_way = self._thread.submit(decode)
+            self._under_way = self._thread.submit(decode), decode
         else:
-            self._under_way = self._thread.submit(decode_beside, ready)
+            self._under_way = self._thread.submit(decode_beside, ready), decode
 
     def wait(self) -> None:
         """Raises what decoding raised; what did not fit beside a batch is tried again with none beside it."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
+            decoding, again = under_way
             try:
-                under_way.result()
+                decoding.result()
             except GenerationFailed:
-                self._again()
-
-
-def _nothing() -> None:
-    pass
+                again()
 
 
 @functools.lru_cache

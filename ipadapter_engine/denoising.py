@@ -38,7 +38,6 @@ SCHEDULERS: dict[str, Any] = {
     "tcd": TCDScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-_DRAWS_NOISE = LCMScheduler  # on every step, from the request's own generator
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ class _Steps:
                 continue
             mine = full if lane.rows == active else full[[active.index(i) for i in lane.rows]]
             told: dict[str, Any] = {}
-            if isinstance(lane.scheduler, _DRAWS_NOISE):
+            if isinstance(lane.scheduler, LCMScheduler):  # it draws noise on every step
                 told["generator"] = [self.generators[i] for i in lane.rows]
             elif isinstance(lane.scheduler, TCDScheduler):
                 told["eta"] = 0.0  # no noise between its steps, as diffusers' pipelines ask for unless told otherwise

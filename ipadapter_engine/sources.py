@@ -161,8 +161,5 @@ def _encoded(checkpoint: Checkpoint, pixels: Tensor, generator: torch.Generator)
     vae, config = checkpoint.vae, checkpoint.vae.config
     out = vae.encode(pixels[None].to(checkpoint.device, vae.dtype))
     found = out.latent_dist.sample(generator) if isinstance(vae, AutoencoderKL) else out.latents
-    mean, spread = (
-        torch.tensor(config.get(name) or blank, device=checkpoint.device).view(1, -1, 1, 1)
-        for name, blank in (("latents_mean", [0.0]), ("latents_std", [1.0]))
-    )
+    mean, spread = checkpoint.latent_statistics
     return ((found.float() - mean) * config["scaling_factor"] / spread)[0].to(checkpoint.device)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
+from ipadapter_engine.batching import size_of
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.native.families import NativeFamily
 from ipadapter_engine.prompts import IDENTITY, ReferencePrompt
-from ipadapter_engine.requests import MAX_SIDE_PX, BatchKey, GenerationRequest
+from ipadapter_engine.requests import BatchKey, GenerationRequest
 
 LONGEST_RATIO = 8  # of a reference: FLUX.2's pipeline takes no longer ones
 WHOLE = (0.0, 1.0)
@@ -30,14 +31,7 @@ def key_of(request: GenerationRequest, native: NativeFamily, multiple_px: int, *
     for what, instead in _unsupported(request, native):
         raise RequestRefused(f"{family.title} has no {what}", instead)
     _check_references(heard(request), native, adapter=adapter)
-    width = family.size_px if request.width_px is None else request.width_px
-    height = family.size_px if request.height_px is None else request.height_px
-    for name, side in (("width", width), ("height", height)):
-        if side % multiple_px or not multiple_px <= side <= MAX_SIDE_PX:
-            raise RequestRefused(
-                f"a {name} of {side} px cannot be made by {family.title}",
-                f"ask for a multiple of {multiple_px} px up to {MAX_SIDE_PX}; its own size is {family.size_px} px",
-            )
+    width, height = size_of(request, family, multiple_px)
     return BatchKey(width, height, request.steps or family.steps, request.scheduler or family.scheduler)
 
 
