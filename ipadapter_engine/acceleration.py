@@ -61,10 +61,10 @@ class Acceleration:
         # torch holds this for the whole process: threads beside this one (decoding, the encoder) need one that always can
         return sdpa_kernel([getattr(SDPBackend, names[self.attention]), SDPBackend.MATH], set_priority=True)
 
-    def apply(self, checkpoint: Checkpoint) -> None:
-        """Prepare the models of an open checkpoint in which our attention is installed."""
-        if self.channels_last:
-            self._lay_out(checkpoint, torch.channels_last)
+    def apply(self, checkpoint: Checkpoint) -> tuple[nn.Module, ...]:
+        """Prepare the models of an open checkpoint in which our attention is installed; gives those whose layout it changed."""
+        parts = (checkpoint.unet, checkpoint.vae, *(net.model for net in checkpoint.controls.values()))
+        laid_out = put_channels_last(*parts) if self.channels_last else ()
         if self.compiled:
             for processor in checkpoint.unet.attn_processors.values():
                 if isinstance(
@@ -72,15 +72,30 @@ class Acceleration:
                 ):  # what it keeps between steps is no business of the compiler
                     processor.attend = torch.compiler.disable(processor.attend)
             checkpoint.unet.compile_repeated_blocks(backend=self.backend)
+        return laid_out
 
-    def undo(self, checkpoint: Checkpoint) -> None:
-        """The memory layout as it was opened; what was compiled stays so."""
-        if self.channels_last:
-            self._lay_out(checkpoint, torch.contiguous_format)
 
-    def _lay_out(self, checkpoint: Checkpoint, layout: torch.memory_format) -> None:
-        for part in (checkpoint.unet, checkpoint.vae, *(net.model for net in checkpoint.controls.values())):
-            part.to(memory_format=layout)
+def put_channels_last(*parts: nn.Module) -> tuple[nn.Module, ...]:
+    """Lay out convolutions with channels last; gives the parts that were not so, for `put_channels_first` to undo it.
+
+    Two may ask for one UNet: a training lays it out and makes pictures on the way. Whoever found it so leaves it so, else
+    the other goes on with another layout, slower and with other last digits.
+    """
+    changed = tuple(part for part in parts if not _has_channels_last(part))
+    for part in changed:
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return changed
+
+
+def put_channels_first(parts: tuple[nn.Module, ...]) -> None:
+    """Lay out convolutions as they are opened."""
+    for part in parts:
+        part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _has_channels_last(part: nn.Module) -> bool:
+    weights = (p for p in part.parameters() if p.dim() == 4 and not p.is_contiguous())
+    return any(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
 class Residence:

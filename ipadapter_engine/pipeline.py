@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipadapter_engine import registry
-from ipadapter_engine.acceleration import Acceleration, Residence
+from ipadapter_engine.acceleration import Acceleration, Residence, put_channels_first
 from ipadapter_engine.attention import Installed
 from ipadapter_engine.batching import grouped, key_of
 from ipadapter_engine.characters import Characters
@@ -55,7 +55,7 @@ class Engine:
         self._taken: set[tuple[str, int]] = set()  # schedulers and steps that were found to go together
         self._memory = MemoryBudget(checkpoint.device)
         self._decoder = Decoder(checkpoint, self._residence)
-        acceleration.apply(checkpoint)
+        self._laid_out = acceleration.apply(checkpoint)
 
     @classmethod
     def open(
@@ -241,7 +241,7 @@ class Engine:
         for installed in (self._installed, *self._in_controls.values()):
             installed.eject()
         self.checkpoint.words.eject()
-        self.acceleration.undo(self.checkpoint)
+        put_channels_first(self._laid_out)
 
     # ------------------------------------------------------------------ one batch
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ipadapter_engine.acceleration import put_channels_first, put_channels_last
 from ipadapter_engine.checkpoints import Checkpoint
 from ipadapter_engine.training.errors import BaseChanged, TrainingRefused
 
@@ -54,11 +55,11 @@ def frozen(checkpoint: Checkpoint, progress: Path | None = None) -> Iterator[dic
     before = base_sha256s(checkpoint)
     for p in asked:
         p.requires_grad_(False)
-    checkpoint.unet.to(memory_format=torch.channels_last)
+    laid_out = put_channels_last(checkpoint.unet)
     try:
         yield before
     finally:
-        checkpoint.unet.to(memory_format=torch.contiguous_format)  # else its next pictures differ in the last digits
+        put_channels_first(laid_out)  # else its next pictures differ in the last digits
         for p in asked:
             p.requires_grad_(True)
     after = base_sha256s(checkpoint)

@@ -79,6 +79,11 @@ def open_data(base: Checkpoint, folder: Path, variant: str = "base") -> FolderDa
     return FolderData.open(folder, base, variant=variant, size_px=SIZE_PX)
 
 
+def laid_out(base: Checkpoint) -> bool:
+    """Whether the UNet's convolutions have their channels last."""
+    return bool(base.unet.conv_in.weight.stride(1) == 1)
+
+
 def small(**changes: Any) -> AdapterTraining:
     return replace(AdapterTraining(steps=4, batch_size=4, log_every=1, save_dtype="float32"), **changes)
 
@@ -252,7 +257,10 @@ def test_sheets_show_reference_scale_zero_and_scale_one(
     base = open_checkpoint(bases["sd15"])
     data = open_data(base, folder)
     settings = small(sheet_every=2, sheet_rows=2, sheet_steps=2, lr=1e-2)
-    with_sheets = train_adapter(base, data, tmp_path / "a", settings)
+    layouts: list[bool] = []
+    with_sheets = train_adapter(base, data, tmp_path / "a", settings, on_step=lambda *_: layouts.append(laid_out(base)))
+    assert layouts == [True] * settings.steps  # an engine that draws a sheet leaves the layout as it found it
+    assert not laid_out(base)
     sheets = sorted((tmp_path / "a" / "sheets").glob("*.png"))
     assert [s.name for s in sheets] == ["identity-0000002.png", "identity-0000004.png"]
     first, last = (np.asarray(Image.open(s)) for s in sheets)

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from sqlalchemy import func, select, update
 
 from asset_store.people import passes
@@ -216,6 +216,23 @@ def test_filters_stand_in_the_address_and_can_be_taken_out(site: Site) -> None:
     expect(page.locator("[data-pick]")).to_have_count(0)  # a viewer decides on nothing
     page.get_by_role("link", name="Remove the filter campaign autumn").click()
     expect(page.locator(".card")).to_have_count(3)
+
+
+def test_only_the_last_answer_to_the_filters_is_drawn(site: Site) -> None:
+    """A second one would draw the list anew under the hand that reaches for it, and its click would be lost."""
+    site.assets(2, "spring")
+    page = site.person("vera", Role.VIEWER)
+    page.goto(f"{site.address}/assets")
+    asked: list[Route] = []
+    page.route(re.compile("/assets[?]"), lambda route: asked.append(route))  # noqa: PLW0108  (Playwright marks it)
+    page.get_by_role("combobox", name="Campaign").select_option("spring")  # asks at once
+    page.get_by_role("button", name="Show").click(no_wait_after=True)
+    page.wait_for_timeout(500)
+    _, last = asked
+    last.continue_()
+    page.wait_for_url(re.compile("campaign=spring"))
+    expect(page.locator(".card")).to_have_count(2)
+    assert len(asked) == 2
 
 
 def test_the_next_and_the_one_before_are_those_of_the_list(site: Site) -> None:
