@@ -224,7 +224,7 @@ def test_only_the_last_answer_to_the_filters_is_drawn(site: Site) -> None:
     page = site.person("vera", Role.VIEWER)
     page.goto(f"{site.address}/assets")
     asked: list[Route] = []
-    page.route(re.compile("/assets[?]"), lambda route: asked.append(route))  # noqa: PLW0108  (Playwright marks it)
+    page.route(re.compile("/assets[?]"), lambda route: asked.append(route))
     page.get_by_role("combobox", name="Campaign").select_option("spring")  # asks at once
     page.get_by_role("button", name="Show").click(no_wait_after=True)
     page.wait_for_timeout(500)
