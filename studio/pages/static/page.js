@@ -5,12 +5,13 @@ const csrf = document.querySelector('meta[name="csrf"]').content;
 const PATIENT_S = 5; // of a server that asks to wait, so long at most
 const wait = (s) => new Promise((done) => setTimeout(done, s * 1000));
 
-/** Ask /v1; answers {ok, status, body}. A lost connection is status 0; what is too much for the server is asked again when it says. */
-export async function ask(method, address, body, headers = {}) {
+/** Ask /v1; answers {ok, status, body}. A lost connection is status 0; what is too much for the server is asked again when it says.
+ * `keepalive`: also when the page is left meanwhile. */
+export async function ask(method, address, body, headers = {}, { keepalive = false } = {}) {
   try {
     for (let tries = 0; ; tries += 1) {
       const answer = await fetch(address, {
-        method, credentials: "same-origin",
+        method, keepalive, credentials: "same-origin",
         headers: { "X-CSRF-Token": csrf, ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
         body: body === undefined ? undefined : JSON.stringify(body),
       });

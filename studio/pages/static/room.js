@@ -66,6 +66,22 @@ async function lookAgain(address) {
 const TAKEN = Promise.resolve(true);
 let answered = TAKEN; // whether the decision that is being written down was taken; what it holds up is decided after it, or not at all
 
+const MOMENT_MS = 250; // a decision waits for the next picture so long at most
+/** What `act` gives, done once the room that is `coming` is on the screen: browser and server are often one machine, and the picture is
+ * waited for. It is done at once where none comes, and when the page is left. */
+function behind(coming, act) {
+  return new Promise((done) => {
+    const begin = () => {
+      removeEventListener("pagehide", begin);
+      done(act?.());
+      act = null;
+    };
+    addEventListener("pagehide", begin);
+    setTimeout(begin, coming ? MOMENT_MS : 0);
+    coming?.then(() => requestAnimationFrame(() => setTimeout(begin)));
+  });
+}
+
 /** Back to a room whose decision was refused, as it is now. */
 async function refused(address, words) {
   const page = await read(address);
@@ -164,10 +180,11 @@ class Room {
     const { asset, sha256, rowVersion, next } = room.dataset;
     const body = { verdict, reason, sha256, stage: form.elements.stage?.value ?? null };
     const key = (this.said[JSON.stringify(body)] ??= crypto.randomUUID());
-    const asked = ask("POST", `/v1/assets/${asset}/decisions`, body, { "If-Match": `"${rowVersion}"`, "Idempotency-Key": key });
+    const headers = { "If-Match": `"${rowVersion}"`, "Idempotency-Key": key };
+    const from = location.href, coming = next ? go(next) : null; // it is looked at while this one is written down; nothing is decided on it before
+    const asked = behind(coming, () => ask("POST", `/v1/assets/${asset}/decisions`, body, headers, { keepalive: true }));
     const mine = (answered = asked.then((answer) => answer.ok));
-    const from = location.href;
-    if (next) await go(next); // it is looked at while this one is written down; nothing is decided on it before
+    await coming;
     const landed = here, answer = await asked;
     this.deciding = false;
     if (answered === mine) answered = TAKEN; // whatever came of it, it holds nothing up any more

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,30 @@ def test_a_decision_that_is_refused_comes_back_with_what_was_written(site: Site)
     with site.session() as session:
         assert sorted(a.review.value for a in session.scalars(select(Asset))) == ["in review", "rejected"]
     quiet(page)
+
+
+@pytest.mark.parametrize("leave", ["another page", "closed"])
+def test_a_decision_is_written_down_also_when_its_reviewer_leaves_at_once(site: Site, leave: str) -> None:
+    """It is sent behind the next picture, or with the page's last breath."""
+    site.assets(2)
+    page = site.person("grace", Role.REVIEWER)
+    enter(page, site)
+    page.wait_for_load_state("networkidle")
+    page.route("**/assets/*", lambda route: None)  # the next picture never comes
+    page.evaluate("document.querySelector('[data-verdict=approve]').click()")
+    if leave == "closed":
+        page.close(run_before_unload=True)
+    else:
+        page.goto(f"{site.address}/campaigns")
+    give_up_at = time.monotonic() + 20
+    while True:
+        with site.session() as session:
+            made = sorted(a.review.value for a in session.scalars(select(Asset)))
+        if made != ["in review", "in review"]:
+            break
+        assert time.monotonic() < give_up_at, "the decision is lost"
+        time.sleep(0.1)
+    assert made == ["approved", "in review"]
 
 
 def test_a_decision_that_cannot_be_sent_says_so_and_leads_back(site: Site) -> None:
