@@ -19,10 +19,10 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import inside
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ipadapter_engine import registry
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.families import Family, family_of
 from ipadapter_engine.hashing import ModelHash, sha256_of_file, sha256_of_weights
+from ipadapter_engine.schedulers import sha256_of_own
 from ipadapter_engine.single_file import SUFFIXES, open_single_file, open_text_models
 from ipadapter_engine.text_encoders import (
     TextEncoder,
@@ -95,12 +96,12 @@ def _of_folder(folder: Path, dtype: torch.dtype) -> Base:
     own = sha256_of_weights(folder / "unet")
     licence = str(index.get("_onmodel_licence") or registry.licence_of(folder, own) or UNTOLD)
     parts = ["unet", "vae", *(model for _, model in encoder_folders(family))]
-    return Base(
-        name, licence, family, unet, vae, text,
-        read_config(folder / "scheduler" / "scheduler_config.json"),
-        bool(index.get("force_zeros_for_empty_prompt", False)),
-        tuple(ModelHash(part, name, sha256_of_weights(folder / part), licence) for part in parts),
-    )  # fmt: skip
+    models = [ModelHash(part, name, sha256_of_weights(folder / part), licence) for part in parts]
+    schedule = read_config(folder / "scheduler" / "scheduler_config.json")
+    if (sha256 := sha256_of_own(schedule, family)) is not None:
+        models.append(ModelHash("scheduler", name, sha256, licence))
+    zeros = bool(index.get("force_zeros_for_empty_prompt", False))
+    return Base(name, licence, family, unet, vae, text, schedule, zeros, tuple(models))
 
 
 def _of_file(file: Path, tokenizer: Path | None, dtype: torch.dtype) -> Base:

@@ -1,4 +1,4 @@
-"""The steps of one batch: which rows a forward is of, what they hear at it, and the schedulers that take the steps."""
+"""The steps of one batch: which rows a forward is of, and what they hear at it."""
 
 from __future__ import annotations
 
@@ -8,36 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    TCDScheduler,
-    UniPCMultistepScheduler,
-)
-from diffusers.utils import logging
+from diffusers import LCMScheduler, TCDScheduler
 from torch import Tensor
 
 from ipadapter_engine.attention import Conditioning, Installed
 from ipadapter_engine.controlnets import ControlConditioning, summed_residuals
-from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.image_prompts import Branches
 from ipadapter_engine.prompts import inside
 from ipadapter_engine.requests import BatchKey, GenerationRequest
+from ipadapter_engine.schedulers import scheduler_for
 from ipadapter_engine.sources import Sources, first_step
 
 if TYPE_CHECKING:
     from ipadapter_engine.checkpoints import Checkpoint
-
-SCHEDULERS: dict[str, Any] = {
-    "ddim": DDIMScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "lcm": LCMScheduler,
-    "tcd": TCDScheduler,
-    "unipc": UniPCMultistepScheduler,
-}
 
 
 @dataclass(frozen=True)
@@ -59,24 +42,6 @@ class _Lane:
         self.rows, self.start, self.scheduler = rows, start, scheduler
         if hasattr(scheduler, "set_begin_index"):  # DDIM counts by timesteps alone
             scheduler.set_begin_index(start)
-
-
-def scheduler_for(checkpoint: Checkpoint, key: BatchKey) -> Any:
-    """A scheduler with its steps set; raises RequestRefused for a number of steps that it cannot take."""
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # what another scheduler's configuration says besides is not for this one
-    try:
-        scheduler = SCHEDULERS[key.scheduler].from_config(checkpoint.scheduler_config)
-    finally:
-        logging.set_verbosity(told)
-    try:
-        scheduler.set_timesteps(key.steps, device=checkpoint.device)
-    except ValueError as error:
-        raise RequestRefused(
-            f"the scheduler {key.scheduler} cannot take {key.steps} steps: {str(error).splitlines()[0]}",
-            "ask for fewer steps, or another scheduler",
-        ) from None
-    return scheduler
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from ipadapter_engine.characters import Characters
 from ipadapter_engine.checkpoints import Checkpoint, CheckpointPaths, open_checkpoint
 from ipadapter_engine.controlnets import check_controls, control_conditioning
 from ipadapter_engine.decoding import Decoder, DecodingBeside
-from ipadapter_engine.denoising import Told, denoised, scheduler_for
+from ipadapter_engine.denoising import Told, denoised
 from ipadapter_engine.encoder import EncodedPicture, ImageEncoder
 from ipadapter_engine.errors import GenerationFailed, RequestRefused
 from ipadapter_engine.families import Family
@@ -30,6 +30,7 @@ from ipadapter_engine.memory import MemoryBudget, in_batches
 from ipadapter_engine.projections import Reads
 from ipadapter_engine.prompts import IDENTITY, Array, CharacterModel, ReferencePrompt
 from ipadapter_engine.requests import BatchKey, GeneratedImage, GenerationRequest
+from ipadapter_engine.schedulers import scheduler_for
 from ipadapter_engine.sources import check_source, sources_of
 from ipadapter_engine.texts import text_conditioning
 

@@ -87,7 +87,7 @@ def open_single_file(
         pooled = int(texts[-1].config.projection_dim)
         unet["addition_time_embed_dim"] = (unet["projection_class_embeddings_input_dim"] - pooled) // 6  # six sizes
     unet["sample_size"] = family.size_px // 2 ** (len(vae["block_out_channels"]) - 1)
-    schedule = _schedule(numbers, state, told)
+    schedule = _schedule(family, state, told)
     return SingleFile(
         family,
         _made(UNet2DConditionModel, unet, unet_state, dtype, f"{file.name} ({UNET}…)"),
@@ -213,10 +213,10 @@ def _laid_out(convert: Callable[[], T], what: str) -> T:
         ) from None
 
 
-def _schedule(original: Original, state: Mapping[str, Tensor], told: Mapping[str, str]) -> dict[str, Any]:
+def _schedule(family: Family, state: Mapping[str, Tensor], told: Mapping[str, str]) -> dict[str, Any]:
     """The family's noise schedule, with what the file says of its own: fine-tuned SDXLs that predict v have an empty
     tensor `v_pred`, those trained to start from pure noise (Lin et al., 2023, arXiv:2305.08891) one called `ztsnr`."""
-    config = dict(original.scheduler)
+    config = dict(family.schedule)
     if "v_pred" in state or told.get("modelspec.prediction_type", "").startswith("v"):
         config["prediction_type"] = "v_prediction"
     if "ztsnr" in state:

@@ -15,7 +15,6 @@ class Original:
     scaling_factor: what latents are multiplied by after the first stage.
     activations: of the text encoders, in their order; their heads have 64 numbers each.
     zero_empty_prompt: whether an empty negative prompt is zeros.
-    scheduler: the noise schedule, as in the scheduler_config.json of the family's own diffusers folder.
     """
 
     scaling_factor: float
@@ -23,7 +22,6 @@ class Original:
     heads: int | None = None
     head_channels: int = 64
     zero_empty_prompt: bool = False
-    scheduler: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def heads_of(self, channels: Sequence[int]) -> int | tuple[int, ...]:
         """The heads on each of a UNet's levels, of so many channels."""
@@ -38,6 +36,7 @@ class Family:
     sized_by_unet: whether the native side is what the UNet's sample_size says, as its versions differ in it.
     text_layer: which hidden state of the text encoders the UNet attends to; None is the final, normalised one.
     size_conditioned: whether the UNet is told picture size and pooled text (SDXL, sec. 2.2 of its report).
+    schedule: of noise, as in the scheduler_config.json of the family's own diffusers folder.
     original: of families that come in one file.
     """
 
@@ -53,6 +52,7 @@ class Family:
     sized_by_unet: bool = False
     max_batch: int = 8
     presets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict, hash=False)
     original: Original | None = None
 
     def sized(self, side_px: int) -> Family:

@@ -20,6 +20,7 @@ from ipadapter_engine.native.families import PIPELINES, NativeFamily, native_fam
 from ipadapter_engine.native.licences import licence_of
 from ipadapter_engine.native.sight import QwenSight
 from ipadapter_engine.prompts import IDENTITY
+from ipadapter_engine.schedulers import sha256_of_schedule
 from ipadapter_engine.weights import first_line, load_model, read_config
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -110,6 +111,8 @@ def open_native(
 
     licence, name = licence_of(base, index, native), str(index.get("_onmodel_name") or base.name)
     models = [ModelHash(part, name, sha256_of_weights(base / part), licence) for part in native.parts]
+    schedule = read_config(base / "scheduler" / "scheduler_config.json")
+    models.append(ModelHash("scheduler", name, sha256_of_schedule(schedule), licence))
     adapter = None
     if paths.adapter is not None:
         adapter = open_adapter(paths, native, parts["transformer"], device=device)

@@ -19,11 +19,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ipadapter_engine.adapter import Adapter, adapter_from_state
 from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint, read_adapter_file
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import tiny_adapters as variants
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints

@@ -11,9 +11,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.pipeline import Engine
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import original_layout as original
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints

@@ -19,11 +19,11 @@ from torch import nn
 
 from ipadapter_engine.attention import DecoupledAttention
 from ipadapter_engine.characters import KEPT
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import CheckpointRefused, GenerationFailed, RequestRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import CharacterModel, ControlPrompt
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
 

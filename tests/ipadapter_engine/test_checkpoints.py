@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ipadapter_engine.bases import open_base
 from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.families.sd15 import SD15
 from ipadapter_engine.families.sdxl import SDXL
 from ipadapter_engine.families.studio import STUDIO
 from ipadapter_engine.hashing import sha256_of_weights
+from ipadapter_engine.schedulers import sha256_of_schedule
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, Engines
 
@@ -106,10 +108,32 @@ def test_models_are_named_by_the_hashes_of_their_files(engines: Engines, checkpo
         "text_encoder": sha256(base / "text_encoder" / "model.safetensors"),
         "image encoder": sha256(checkpoints.encoder / "model.safetensors"),
         "ip-adapter": sha256(adapter),
+        "scheduler": sha256_of_schedule(json.loads((base / "scheduler" / "scheduler_config.json").read_text())),
     }
     if layout == "sdxl":
         expected["text_encoder_2"] = sha256(base / "text_encoder_2" / "model.safetensors")
     assert {m.role: m.sha256 for m in engines(layout, "base").models} == expected
+
+
+@LAYOUTS
+def test_a_noise_schedule_of_its_own_is_named_by_its_hash(tmp_path: Path, layout: str) -> None:
+    """No weight says it, and other pictures come of it: they are other jobs."""
+    write = {"sd15": tiny.write_sd15, "sdxl": tiny.write_sdxl}[layout]
+    folder = write(tmp_path / "base", as_original=True)
+    file = folder / "scheduler" / "scheduler_config.json"
+
+    def hashes() -> dict[str, str]:
+        return {m.role: m.sha256 for m in open_base(folder, tokenizer=None, dtype=torch.float32).models}
+
+    of_the_family = hashes()
+    assert "scheduler" not in of_the_family
+    tiny.change_json(file, _diffusers_version="0.0.1", trained_betas=None)  # says nothing else
+    assert hashes() == of_the_family
+    tiny.change_json(file, prediction_type="v_prediction")
+    own = hashes()
+    assert own.keys() - of_the_family.keys() == {"scheduler"}
+    tiny.change_json(file, steps_offset=0)
+    assert hashes()["scheduler"] != own["scheduler"]
 
 
 def test_copies_beside_the_weights_have_no_part_in_their_hash(folder: Path) -> None:

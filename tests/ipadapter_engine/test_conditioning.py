@@ -13,12 +13,12 @@ import torch
 from diffusers.image_processor import IPAdapterMaskProcessor
 
 from ipadapter_engine.attention import _sides
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.emphasis import OTHERS, SD15_PRESETS, SDXL_PRESETS, AdapterSettings, factors
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import Array, ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine.conftest import Checkpoints, Engines, picture
 from tests.ipadapter_engine.test_diffusers_parity import TOLERANCE, request_for
 

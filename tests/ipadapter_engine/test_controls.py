@@ -20,11 +20,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint
 from ipadapter_engine.controls import check_shape, fitted
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import CheckpointRefused, RequestRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import ControlPrompt
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, picture
 

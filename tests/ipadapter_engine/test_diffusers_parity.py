@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.requests import GeneratedImage, GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine.conftest import Engines
 
 TOLERANCE = 1e-4  # of latents up to USUAL; of LCM's, which reach 50 here, as much more

@@ -17,12 +17,12 @@ from torch import nn
 from ipadapter_engine.adapter import adapter_from_state
 from ipadapter_engine.characters import Characters
 from ipadapter_engine.checkpoints import CheckpointPaths, read_adapter_file
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import CheckpointRefused
 from ipadapter_engine.lora_files import sha256_of_lora
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import CharacterModel, ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import tiny_adapters as variants
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine import tiny_loras as loras

@@ -18,12 +18,12 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ipadapter_engine.checkpoints import CheckpointPaths, open_checkpoint
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import CheckpointRefused, RequestRefused
 from ipadapter_engine.families.studio import STUDIO
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import ReferencePrompt
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import Checkpoints, picture
 from tests.ipadapter_engine.test_attention import counted

@@ -19,11 +19,11 @@ from diffusers import (
 from PIL import Image
 
 from ipadapter_engine.checkpoints import CheckpointPaths
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import Array, SourcePicture
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import PIPELINES, Checkpoints, Engines, picture
 from tests.ipadapter_engine.test_diffusers_parity import SIZES, TOLERANCE, USUAL, latents_of_diffusers, request_for

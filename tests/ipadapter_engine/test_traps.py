@@ -12,10 +12,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
 
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import Array
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine.conftest import picture
 from tests.ipadapter_engine.test_diffusers_parity import request_for
 

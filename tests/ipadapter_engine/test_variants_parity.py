@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from ipadapter_engine.checkpoints import CheckpointPaths
-from ipadapter_engine.denoising import SCHEDULERS
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import Array
 from ipadapter_engine.requests import GenerationRequest
+from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine import tiny_adapters
 from tests.ipadapter_engine import tiny_checkpoints as tiny
 from tests.ipadapter_engine.conftest import PIPELINES, Checkpoints, picture
