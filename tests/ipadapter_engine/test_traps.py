@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.callbacks import IPAdapterScaleCutoffCallback, SDCFGCutoffCallback
+from diffusers.hooks import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    TextKVCacheConfig,
+    apply_faster_cache,
+    apply_first_block_cache,
+    apply_text_kv_cache,
+)
 
 from ipadapter_engine.pipeline import Engine
 from ipadapter_engine.prompts import Array
 from ipadapter_engine.requests import GenerationRequest
 from ipadapter_engine.schedulers import SCHEDULERS
 from tests.ipadapter_engine.conftest import picture
+from tests.ipadapter_engine.test_attention import counted
 from tests.ipadapter_engine.test_diffusers_parity import request_for
 
 SAME, FAR = 4e-5, 1e-2
@@ -79,6 +91,20 @@ def test_guidance_that_ends_early_keeps_the_reference(engine: Engine, pipeline_o
     assert gap(merged, ours(engine, request)) > 1e-3
 
 
+def test_what_one_request_was_told_is_not_left_for_the_next(engine: Engine, pipeline_of: Opened) -> None:
+    """3: diffusers' callback that ends a reference's part early leaves scale 0 behind."""
+    pipe, seen = pipeline_of("sd15", "base"), engine.look_at(picture(0))
+    request = request_for("sd15", (seen,))
+    before = ours(engine, request)
+    ours(engine, replace(request, window=(0.0, 0.5)))
+    assert gap(ours(engine, request), before) == 0.0
+    pipe.set_ip_adapter_scale(request.scale)
+    plain = theirs(pipe, request, ip_adapter_image=[[picture(0)]])[0]
+    cutoff = IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    theirs(pipe, request, ip_adapter_image=[[picture(0)]], callback_on_step_end=cutoff)
+    assert gap(theirs(pipe, request, ip_adapter_image=[[picture(0)]])[0], plain) > 1e-3
+
+
 def test_each_request_has_its_own_scale(engine: Engine) -> None:
     """4: diffusers' processor refuses a scale a sample; here every row of a batch has one."""
     seen = (engine.look_at(picture(0)),)
@@ -97,3 +123,35 @@ def test_two_references_stay_two(engine: Engine, pipeline_of: Opened) -> None:
     as_halves = request_for("sd15", (seen[1], replace(seen[0], negative=True)))
     assert gap(theirs(pipe, request, ip_adapter_image_embeds=[stacked])[0], ours(engine, as_halves)) <= 1e-4
     assert gap(theirs(pipe, request, ip_adapter_image=[[picture(0), picture(1)]])[0], ours(engine, request)) <= 1e-4
+
+
+def test_what_is_kept_between_steps_is_kept_for_a_unet_and_exact(engine: Engine, pipeline_of: Opened) -> None:
+    """6: diffusers' caches raise on a UNet, or do nothing there; ours computes keys and values once, of the same picture."""
+    pipe, seen = pipeline_of("sd15", "base"), engine.look_at(picture(0))
+    request = request_for("sd15", (seen,))
+    unet = pipe.unet
+    pipe.set_ip_adapter_scale(request.scale)
+
+    def cached(how: Callable[[Any, Any], None], config: Any) -> Array:
+        pipe.unet = deepcopy(unet)
+        try:
+            how(pipe.unet, config)
+            with counted(keys := keys_of_text(pipe.unet)) as calls:
+                made = theirs(pipe, request, ip_adapter_image=[[picture(0)]])[0]
+            assert calls == Counter(dict.fromkeys(keys, request.steps))
+            return np.asarray(made)
+        finally:
+            pipe.unet = unet
+
+    with pytest.raises(IndexError):
+        cached(apply_first_block_cache, FirstBlockCacheConfig())
+    with pytest.raises((AttributeError, KeyError, RuntimeError, TypeError, ValueError)):
+        cached(apply_faster_cache, FasterCacheConfig())
+    reference = cached(apply_text_kv_cache, TextKVCacheConfig())
+    with counted(keys := keys_of_text(engine.checkpoint.unet)) as calls:
+        assert gap(ours(engine, request), reference) <= 1e-4
+    assert calls == Counter(dict.fromkeys(keys, 1))
+
+
+def keys_of_text(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    return {name: module for name, module in unet.named_modules() if name.endswith("attn2.to_k")}
