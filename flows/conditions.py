@@ -26,8 +26,8 @@ from flows.brief import Making, NamedControl
 from flows.brief_parts import NamedReference
 from flows.configured import configured
 from flows.library import limits_of
-from flows.recipe_keys import BY_MODEL, heard
-from flows.recipes import BY_CONTROL, STYLE, WITH_CONDITIONS, models_of, reference_entry
+from flows.recipe_keys import BY_MODEL, WITH_CONDITIONS, heard
+from flows.recipes import BY_CONTROL, STYLE, models_of, reference_entry
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 

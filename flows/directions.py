@@ -18,9 +18,9 @@ from asset_store.tables import Library, Reference
 from flows.brief import Making
 from flows.brief_parts import NamedLora, NamedReference, Region, Source, Style
 from flows.conditions import ConditionFinder, ControlReader, check_rights, find_named
-from flows.recipe_keys import heard
+from flows.recipe_keys import DIRECTED, heard
 from flows.recipe_words import told_of_adapter, told_of_lora, told_of_region, told_of_source
-from flows.recipes import BY_MASK, BY_SOURCE, DIRECTED, STYLE, models_of, reference_entry
+from flows.recipes import BY_MASK, BY_SOURCE, STYLE, models_of, reference_entry
 from ipadapter_engine.controls import check_shape
 from ipadapter_engine.emphasis import factors
 from ipadapter_engine.errors import RequestRefused

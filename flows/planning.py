@@ -206,7 +206,7 @@ def _best_of(recipe: dict[str, Any], brief: Brief, shot: Shot, making: Making) -
             "give it references or a character model, or best_of: 1 for this shot",
         )
     judged = {"candidates": making.best_of, "blank_spread": brief.checks.blank_spread}
-    return {**recipe, "recipe": max(recipe["recipe"], recipes.WITH_CONDITIONS), "best_of": judged}
+    return {**recipe, "recipe": max(recipe["recipe"], recipe_keys.WITH_CONDITIONS), "best_of": judged}
 
 
 def submit_campaign(

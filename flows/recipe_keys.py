@@ -6,6 +6,9 @@ from typing import Any
 
 from asset_store.canonical import sha256_of
 
+# What `recipe` says: the keys that a plain recipe has, those of conditions, and those of flows.directions. A worker of a
+# release that does not know a kind leaves it to others, where it would make the picture without what it does not know.
+PLAIN, WITH_CONDITIONS, DIRECTED = 1, 2, 3
 BY_MODEL = "character model"  # the part of references that a character's model learnt from
 UNDETERMINING = (
     "preset",

@@ -15,7 +15,7 @@ import numpy as np
 from asset_store.canonical import sha256_of
 from asset_store.tables import Reference
 from flows.brief import Making
-from flows.recipe_keys import BY_MODEL, heard
+from flows.recipe_keys import BY_MODEL, DIRECTED, PLAIN, WITH_CONDITIONS, heard
 from ipadapter_engine.emphasis import AdapterSettings
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import ModelHash
@@ -25,9 +25,6 @@ from ipadapter_engine.requests import GenerationRequest
 if TYPE_CHECKING:
     from ipadapter_engine.engines import PictureEngine
 
-# What `recipe` says: the keys that a plain recipe has, those of conditions, and those of flows.directions. A worker of a
-# release that does not know a kind leaves it to others, where it would make the picture without what it does not know.
-PLAIN, WITH_CONDITIONS, DIRECTED = 1, 2, 3
 STYLE = "style"  # the adapter, and the role of its references
 BY_CONTROL = "control"  # the part of a reference that a control picture is from
 BY_SOURCE, BY_MASK = "source picture", "mask"  # of one that the picture starts from, and of one that says where

@@ -87,7 +87,7 @@ def _settings(asset: Asset, recipe: dict[str, Any]) -> dict[str, Any]:
         settings["controls"] = [
             {**c, "picture": mine["picture"], "extracted": mine.get("extract", False)} for c, mine in told
         ]
-    if "source" in settings and "source" in making:
+    if "source" in settings and "source" in making and "version" not in settings["source"]:
         names = {name: making["source"][name] for name in ("picture", "mask") if name in settings["source"]}
         settings["source"] = {**settings["source"], **names}
     if "regions" in settings:

@@ -11,11 +11,10 @@ from prefect.cache_policies import NO_CACHE
 from sqlalchemy import select
 
 from asset_store.errors import NotFound
-from asset_store.reviewing import retaking
 from asset_store.tables import Asset
 from flows.campaign import conclude
 from flows.making import make_all
-from flows.retake_plan import RetakePlan, Wishes, plan_retake
+from flows.retake_plan import RetakePlan, Wishes, begin, plan_retake
 from flows.retrying import if_it_may_pass
 from flows.wiring import open_store
 
@@ -48,8 +47,7 @@ async def begin_retake(asset_id: uuid.UUID, wishes: dict[str, Any] | None, by: s
     def work() -> tuple[dict[str, Any], uuid.UUID]:
         plan = wish_for(asset_id, None if wishes is None else Wishes.model_validate(wishes))
         with open_store() as store, store.database.transaction() as session:
-            comments = [c.id for c in plan.comments]
-            retaking.begin(session, asset_id, plan.job, plan.changes, by, plan.seen_sha256, comments)
+            begin(session, store, plan, by, plan.seen_sha256)
             return plan.as_json(), session.get_one(Asset, asset_id).campaign_id
 
     return await asyncio.to_thread(work)

@@ -178,6 +178,10 @@ def a_campaign(
 
 def a_job(session: Session, references: Sequence[Reference] = (), state: JobState = JobState.SUCCEEDED) -> Job:
     recipe = {
+        "recipe": 1,
+        "family": "studio",
+        "width_px": 64,
+        "height_px": 64,
         "prompt": "bobo on the beach",
         "seed": next(_numbers),
         "steps": 20,

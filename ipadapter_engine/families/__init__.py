@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+WITH_ADAPTERS = ("studio", "sd15", "sdxl")  # the families of our own engine, by name
+
 
 @dataclass(frozen=True)
 class Original:

@@ -10,9 +10,8 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from asset_store.people.permissions import Action
-from asset_store.reviewing import retaking
 from asset_store.tables import Asset
-from flows.retake_plan import RetakePlan, Wishes, plan_retake
+from flows.retake_plan import RetakePlan, Wishes, begin, plan_retake
 from studio.api.answers import Answer, AssetOut
 from studio.api.assets import Asked, Sha
 from studio.api.callers import StoreDep, Who
@@ -38,11 +37,13 @@ class RetakePlanOut(Answer):
 
     @classmethod
     def of(cls, plan: RetakePlan) -> RetakePlanOut:
-        open_to_wishes = [n for n in Wishes.model_fields if n != "same_seed"]
+        open_to_wishes = [n for n in Wishes.model_fields if n not in ("same_seed", "repaint")]
+        repaint = None if plan.repaint is None else plan.repaint.model_dump(mode="json")
         return cls(
             number=plan.number, most=plan.most,
             changes=[ChangeOut(name=c.name, before=c.before, after=c.after) for c in plan.changes],
-            settings={n: plan.job.recipe.get(n) for n in open_to_wishes}, comments=[c.id for c in plan.comments],
+            settings={n: plan.job.recipe.get(n) for n in open_to_wishes} | {"repaint": repaint},
+            comments=[c.id for c in plan.comments],
         )  # fmt: skip
 
 
@@ -67,8 +68,7 @@ def retake(asset_id: uuid.UUID, body: RetakeIn, change: ChangeDep) -> AssetOut:
     def act(session: Session) -> Asset:
         asset = session.get_one(Asset, asset_id)
         planned = plan_retake(session, asset, body.wishes)
-        comments = [c.id for c in planned.comments]
-        retaking.begin(session, asset_id, planned.job, planned.changes, change.who.actor, body.sha256, comments)
+        begin(session, change.store, planned, change.who.actor, body.sha256)
         return asset
 
     return change.asset(asset_id, Action.PRODUCE, {"retake": body.model_dump(mode="json")}, act)

@@ -98,6 +98,14 @@ def retake(
     guidance: Annotated[float | None, typer.Option(help="Another guidance.")] = None,
     seed: Annotated[int | None, typer.Option(help="This seed; default: another one.")] = None,
     same_seed: Annotated[bool, typer.Option("--same-seed", help="The seed of the current picture.")] = False,
+    repaint: Annotated[
+        bool | None,
+        typer.Option("--repaint/--whole", help="Only the places that boxes and drawings mark, or the whole picture."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="How far repainted places may leave the picture; default: 0.75."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change; make nothing.")] = False,
     workers: Annotated[
         int, typer.Option(min=0, max=1, help="0 leaves the work to `onmodel worker` processes elsewhere.")
@@ -108,7 +116,7 @@ def retake(
     """Make an asset that was sent back anew. Without options its comments and reasons say what changes."""
     with speaking():
         from asset_store.reviewing.queue import find_asset
-        from flows.retake_plan import Wishes
+        from flows.retake_plan import Wishes, placed
         from flows.retaking import retake_asset, wish_for
         from flows.wiring import open_store, os_user
 
@@ -118,7 +126,10 @@ def retake(
         wishes = Wishes.model_validate({**said, "same_seed": same_seed}) if said or same_seed else None
         with open_store() as store:
             with store.database.transaction() as session:
-                id_ = find_asset(session, asset_id).id
+                asset = find_asset(session, asset_id)
+                id_ = asset.id
+                if repaint is not None or strength is not None:
+                    wishes = placed(session, asset, wishes, repaint=repaint, strength=strength)
             if dry_run:
                 made = wish_for(id_, wishes).as_json()
             else:

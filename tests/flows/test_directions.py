@@ -176,7 +176,7 @@ def test_what_changes_nothing_is_not_in_the_recipe(studio: Path) -> None:
     silent = ", style_references: [mood.png], style: {scale: 0}"
     text_only = f"{TWO}, negative_references: [crowd.png], blocks: {{others: 0.5}}, scale: 0"
     plain, first, second, words, third = recipes_of("", nothing, silent, ", scale: 0", text_only)
-    assert plain["recipe"] == recipes.PLAIN
+    assert plain["recipe"] == recipe_keys.PLAIN
     assert first == second == plain
     assert third == words
 
@@ -234,7 +234,7 @@ def test_names_of_regions_and_files_decide_nothing(studio: Path, tmp_path: Path)
 def test_a_worker_of_a_release_that_does_not_know_it_leaves_it_to_others(studio: Path) -> None:
     """Recipes of kinds 1 and 2 are those that earlier releases make."""
     new = recipes_of(TWO, f"{TWO}, best_of: 2", ", blocks: {others: 0.5}", ", guidance_window: [0, 0.5]")
-    assert [r["recipe"] for r in new] == [recipes.DIRECTED] * 4 == [3] * 4
+    assert [r["recipe"] for r in new] == [recipe_keys.DIRECTED] * 4 == [3] * 4
 
 
 def test_a_box_lies_on_whole_pixels_and_is_never_empty() -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import uuid
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 from sqlalchemy import select, update
 
 from asset_store import audit
 from asset_store.errors import FourEyes, RetakeRefused, TransitionRefused
 from asset_store.lineage import record as lineage
 from asset_store.reviewing import comments
-from asset_store.reviewing.decide import decide
+from asset_store.reviewing.decide import GUEST, decide
 from asset_store.reviewing.states import ReviewState
 from asset_store.tables import Asset, AssetVersion, Check, Job, LineageRecord, Verdict
-from flows import recipes
+from flows import recipe_keys, recipes
 from flows.campaign import run_campaign
-from flows.retake_plan import Wishes, suggest
+from flows.repainting import Repaint, mask_of_places
+from flows.retake_plan import Wishes, placed, plan_retake, suggest
 from flows.retaking import retake_asset, wish_for
 from flows.sweep import sweep
 from flows.wiring import engine, open_store
@@ -83,6 +88,99 @@ def test_what_was_said_becomes_the_next_version_of_the_same_asset(sent_back: tup
     assert record["retake"]["by"] == "kim"
     assert len(record["retake"]["comments"]) == 1
     assert record["settings"]["prompt"] == changes["prompt"]
+
+
+def stored(sha256: str) -> np.ndarray:
+    with open_store() as store:
+        return np.asarray(Image.open(io.BytesIO(store.blobs.get(sha256))))
+
+
+BOX = {"kind": "box", "x": 0.5, "y": 0.0, "width": 0.5, "height": 0.5}
+
+
+def test_what_is_marked_is_repainted_and_the_rest_stays(sent_back: tuple[Home, uuid.UUID]) -> None:
+    home, id_ = sent_back
+    with home.database.transaction() as session:
+        current = session.get_one(Asset, id_).current
+        assert current is not None
+        comments.comment(session, current.id, "grace", "two ears", region=BOX)
+        comments.comment(session, current.id, f"{GUEST}mallory", "all of it", region={**BOX, "x": 0.0})
+    plan = wish_for(id_, None)
+    told = {c.name: c.after for c in plan.changes}
+    assert told.keys() == {"prompt", "seed", "source"}
+    assert told["source"] == "version 1, strength 0.75, repainted within a marked place"
+    assert plan.repaint == Repaint(places=[BOX])
+    made = retake(id_)
+    assert made["problems"] == []
+    first, second = asset_of(home, id_).versions
+    pixels = [stored(v.sha256).astype(np.float32) for v in (first, second)]
+    changed = np.abs(pixels[0] - pixels[1]).mean(-1)
+    inside, outside = changed[:28, 36:].mean(), changed[36:].mean()
+    assert inside > 5 * outside
+    with home.database.transaction() as session:
+        record = session.scalars(select(LineageRecord.record).where(LineageRecord.version_id == second.id)).one()
+        assert session.get_one(Job, made["job"]).recipe["source"]["sha256"] == first.sha256
+    source = record["settings"]["source"]
+    assert (source["picture"], source["mask"], source["strength"]) == ("version 1", "a marked place", 0.75)
+    assert np.array_equal(stored(source["mask_sha256"]) > 0, np.pad(np.ones((32, 32), bool), ((0, 32), (32, 0))))
+
+    with home.database.transaction() as session:
+        decide(session, id_, Verdict.REQUEST_CHANGES, "grace", "no, another one", second.sha256)
+    whole = wish_for(id_, None)
+    assert "source" not in whole.job.recipe  # nothing is marked in it
+    assert whole.job.recipe["recipe"] == recipe_keys.PLAIN
+    assert {c.name: c.after for c in whole.changes}["source"] is None
+
+
+def test_the_whole_picture_is_made_anew_on_demand(sent_back: tuple[Home, uuid.UUID]) -> None:
+    home, id_ = sent_back
+    with home.database.transaction() as session:
+        asset = session.get_one(Asset, id_)
+        with pytest.raises(RetakeRefused, match="no place is marked"):
+            placed(session, asset, None, repaint=True, strength=None)  # a pin is no area
+        assert asset.current is not None
+        comments.comment(session, asset.current.id, "grace", "two ears", region=BOX)
+        whole = placed(session, asset, None, repaint=False, strength=None)
+        assert (whole.repaint, whole.prompt) == (None, suggest(session, asset).prompt)
+        assert placed(session, asset, Wishes(scale=1.0), repaint=None, strength=0.4) == Wishes(
+            scale=1.0, repaint=Repaint(places=[BOX], strength=0.4)
+        )
+    everywhere = Repaint(places=[{"kind": "box", "x": 0, "y": 0, "width": 1, "height": 1}])
+    with pytest.raises(RetakeRefused, match="the whole picture"):
+        wish_for(id_, Wishes(repaint=everywhere))
+
+
+def test_a_family_that_starts_from_no_picture_repaints_none(sent_back: tuple[Home, uuid.UUID]) -> None:
+    home, id_ = sent_back
+    with home.database.transaction() as session:
+        asset = session.get_one(Asset, id_)
+        assert asset.current is not None
+        comments.comment(session, asset.current.id, "grace", "two ears", region=BOX)
+        job = session.get_one(Job, asset.current.job_key)
+        job.recipe = {**job.recipe, "family": "kontext"}
+        session.flush()
+        assert suggest(session, asset).repaint is None
+        with pytest.raises(RetakeRefused, match="family kontext cannot be repainted"):
+            plan_retake(session, asset, Wishes(repaint=Repaint(places=[BOX])))
+        session.rollback()
+
+
+def test_boxes_and_drawings_become_a_mask() -> None:
+    drawing = {"kind": "path", "points": [[0.2, 0.2], [0.8, 0.2], [0.8, 0.8], [0.2, 0.8]]}
+    stroke = {"kind": "path", "points": [[0.1, 0.9], [0.9, 0.9]]}
+    speck = {"kind": "box", "x": 0.0, "y": 0.0, "width": 0.001, "height": 0.001}
+    for place, white, black in (
+        (drawing, [(50, 50), (20, 20), (80, 79)], [(10, 50), (90, 50)]),  # with what it goes around
+        (stroke, [(50, 90), (10, 90)], [(50, 80), (50, 97)]),
+        (speck, [(2, 2)], [(12, 12)]),  # less would be lost
+    ):
+        mask = np.asarray(Image.open(io.BytesIO(mask_of_places([place], 100, 100))))
+        assert all(mask[y, x] == 255 for x, y in white), place
+        assert all(mask[y, x] == 0 for x, y in black), place
+    with pytest.raises(ValidationError, match="a pin is no area"):
+        Repaint(places=[{"kind": "pin", "x": 0.5, "y": 0.5}])
+    with pytest.raises(ValidationError, match="box leaves the picture"):
+        Repaint(places=[{**BOX, "x": 0.9}])
 
 
 def test_the_campaign_again_keeps_what_was_made_anew(sent_back: tuple[Home, uuid.UUID]) -> None:

@@ -1,7 +1,16 @@
-// Making a picture anew: what was said becomes settings, a producer reads what changes, then it runs.
+// Making a picture anew: what was said becomes settings, what was marked is repainted, a producer reads what changes, then it runs.
 import { ask, say, told } from "./page.js";
 
 const NUMBERS = ["scale", "guidance", "steps", "seed"], TEXTS = ["prompt", "negative_prompt"];
+
+/** A line of what changes. */
+function changed(name, was, becomes) {
+  const row = document.createElement("li"), before = document.createElement("del"), after = document.createElement("ins");
+  before.textContent = was;
+  after.textContent = becomes;
+  row.append(`${name}: `, before, " → ", after);
+  return row;
+}
 
 export class Retake {
   constructor(room) {
@@ -17,14 +26,16 @@ export class Retake {
   async open() {
     const answer = await ask("GET", `/v1/assets/${this.room.dataset.asset}/retake`);
     if (!answer.ok) return say(told(answer.body));
-    const { settings, changes, comments, number, most } = answer.body;
+    const { settings, changes, number, most } = answer.body;
     this.current = { ...settings, ...Object.fromEntries(changes.map((c) => [c.name, c.before])) };
     for (const n of [...TEXTS, ...NUMBERS]) this.form.elements[n].value = settings[n] ?? "";
     this.room.querySelector("[data-retake-count]").textContent = `Retake ${number} of ${most}. Comments and reasons are put behind the prompt; change what you like.`;
-    const regions = (comments ?? []).filter((c) => c.region).length;
-    const note = this.room.querySelector("[data-retake-regions]");
-    note.hidden = !regions;
-    note.textContent = `${regions} of the comments ${regions === 1 ? "is" : "are"} about a place in the picture. This model makes the whole picture anew: places guide you, they are no mask.`;
+    this.repaint = settings.repaint;
+    const count = this.repaint?.places.length;
+    this.room.querySelector("[data-retake-repaint]").hidden = !count;
+    this.room.querySelector("[data-retake-places]").textContent = count === 1 ? "the marked place" : `the ${count} marked places`;
+    this.form.elements.repaint.checked = Boolean(count);
+    this.form.elements.strength.value = this.repaint?.strength ?? "";
     this.#shown();
     this.dialog.showModal();
   }
@@ -33,17 +44,15 @@ export class Retake {
   #wished() {
     const told = Object.fromEntries(TEXTS.map((n) => [n, this.form.elements[n].value]));
     for (const n of NUMBERS) if (this.form.elements[n].value !== "") told[n] = Number(this.form.elements[n].value);
+    if (this.repaint && this.form.elements.repaint.checked) told.repaint = { ...this.repaint, strength: Number(this.form.elements.strength.value) };
     return told;
   }
 
   #shown() {
-    const rows = Object.entries(this.#wished()).filter(([n, v]) => (this.current[n] ?? "") !== v).map(([n, v]) => {
-      const row = document.createElement("li"), before = document.createElement("del"), after = document.createElement("ins");
-      before.textContent = this.current[n] ?? "–";
-      after.textContent = v;
-      row.append(`${n.replace("_", " ")}: `, before, " → ", after);
-      return row;
-    });
+    const { repaint, ...wished } = this.#wished();
+    const rows = Object.entries(wished).filter(([n, v]) => (this.current[n] ?? "") !== v).map(([n, v]) => changed(n.replace("_", " "), this.current[n] ?? "–", v));
+    if (repaint) rows.unshift(changed("picture", "all of it", `${this.room.querySelector("[data-retake-places]").textContent}, strength ${repaint.strength}`));
+    this.form.elements.strength.disabled = !repaint;
     if (this.form.elements.seed.value === "") rows.push(Object.assign(document.createElement("li"), { textContent: "seed: another" }));
     this.room.querySelector("[data-retake-changes]").replaceChildren(...rows);
   }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 import uuid
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Page, Route, expect
 from sqlalchemy import func, select, update
 
 from asset_store.people import passes
-from asset_store.reviewing import comments
+from asset_store.reviewing import comments, decide
 from asset_store.reviewing.states import ReviewState
-from asset_store.tables import Asset, BrowserSession, CheckOutcome, Comment, Decision, Job, Role
+from asset_store.tables import Asset, BrowserSession, CheckOutcome, Comment, Decision, Job, Role, Verdict
 from studio.api.callers import COOKIE
 from tests.studio.pages.conftest import Site
 
@@ -273,6 +275,37 @@ def test_what_was_asked_for_is_read_as_a_diff_and_made_anew(site: Site) -> None:
     with site.session() as session:
         job = session.get_one(Job, session.get_one(Asset, asset.id).job_key)
         assert (job.recipe["seed"], job.recipe["prompt"]) == (12345, "bobo on the beach, closer to the water")
+    quiet(producer)
+
+
+def test_what_was_marked_is_repainted_unless_the_producer_wants_all_of_it(site: Site) -> None:
+    assets = site.assets(2)
+    box = {"kind": "box", "x": 0.25, "y": 0.25, "width": 0.5, "height": 0.5}
+    with site.session() as session:
+        for asset in assets:
+            current = session.get_one(Asset, asset.id).current
+            assert current is not None
+            comments.comment(session, current.id, "grace", "two ears", region=box)
+            decide.decide(session, asset.id, Verdict.REQUEST_CHANGES, "grace", "an ear too many", current.sha256)
+    producer = site.person("pat", Role.PRODUCER)
+    for asset, whole in zip(assets, (False, True), strict=True):
+        producer.goto(f"{site.address}/assets/{asset.id}")
+        producer.get_by_role("button", name="Make it anew").click()
+        changes = producer.locator("[data-retake-changes]")
+        expect(changes).to_contain_text("picture: all of it → the marked place, strength 0.75")
+        producer.get_by_label("Strength").fill("0.5")
+        expect(changes).to_contain_text("strength 0.5")
+        if whole:
+            producer.get_by_label("Repaint only the marked place, keep the rest").uncheck()
+            expect(changes).not_to_contain_text("marked place")
+        producer.get_by_role("button", name="Make it", exact=True).click()
+        expect(producer.locator("#said")).to_contain_text("queued")
+        with site.session() as session:
+            recipe = session.get_one(Job, session.get_one(Asset, asset.id).job_key).recipe
+            assert ("source" in recipe) is not whole
+            if not whole:
+                assert (recipe["source"]["strength"], recipe["source"]["picture"]) == (0.5, "version 1")
+                assert Image.open(io.BytesIO(site.store.blobs.get(recipe["source"]["mask_sha256"]))).mode == "L"
     quiet(producer)
 
 
