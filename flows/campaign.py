@@ -154,9 +154,7 @@ class Submitted:
     before: int
 
 
-@task(
-    retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, tags=["campaign"], retry_condition_fn=if_it_may_pass
-)
+@task(retries=2, retry_delay_seconds=[1, 5], cache_policy=NO_CACHE, retry_condition_fn=if_it_may_pass)
 async def submit(run_id: uuid.UUID) -> Submitted | None:
     """Plan the run's brief and queue its jobs. None where it was cancelled. BudgetSpent where it would make more than it may.
 
@@ -187,7 +185,7 @@ def _submitted(run_id: uuid.UUID, flow_run_id: str | None) -> Submitted | None:
         return Submitted(plan.brief.campaign, campaign_id, keys, len(plan.pictures), before)
 
 
-@task(cache_policy=NO_CACHE, retries=2, tags=["campaign"], retry_condition_fn=if_it_may_pass)
+@task(cache_policy=NO_CACHE, retries=2, retry_condition_fn=if_it_may_pass)
 async def conclude(campaign_id: uuid.UUID, keys: list[str]) -> tuple[dict[str, int], list[str]]:
     """Give assets whose job was done before their version, then count where all of them stand."""
 

@@ -61,7 +61,7 @@ async def _made(run_id: uuid.UUID, workers: int) -> None:
         await acreate_image_artifact(png, key="character-sheet", description=f"Character sheet of run {run_id}")
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[1, 5], tags=["sheet"], retry_condition_fn=if_it_may_pass)
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=if_it_may_pass)
 async def plan_sheet(run_id: uuid.UUID) -> tuple[uuid.UUID, list[str], int] | None:
     """Queue the jobs of all cells: campaign, keys, and how often a cell may be tried. None where the run was cancelled."""
 
@@ -82,7 +82,7 @@ async def plan_sheet(run_id: uuid.UUID) -> tuple[uuid.UUID, list[str], int] | No
     return await asyncio.to_thread(work)
 
 
-@task(cache_policy=NO_CACHE, retries=2, tags=["sheet"], retry_condition_fn=if_it_may_pass)
+@task(cache_policy=NO_CACHE, retries=2, retry_condition_fn=if_it_may_pass)
 async def try_again(run_id: uuid.UUID, campaign_id: uuid.UUID) -> list[str]:
     """Have cells whose checks failed made anew, each with another seed; the keys of all jobs that cells wait for. A cell that no seed
     helps is left. Safe to repeat: what was begun before is waited for, too."""
@@ -121,7 +121,7 @@ def _may_help(asset: Asset) -> bool:
     return any(c.outcome is CheckOutcome.FAIL for c in checks)
 
 
-@task(cache_policy=NO_CACHE, retries=2, tags=["sheet"], retry_condition_fn=if_it_may_pass)
+@task(cache_policy=NO_CACHE, retries=2, retry_condition_fn=if_it_may_pass)
 async def draw_sheet(run_id: uuid.UUID) -> str | None:
     """Draw what was made and end the run with it; a small picture for Prefect's UI. None where the run was cancelled."""
 

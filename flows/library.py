@@ -204,7 +204,6 @@ def _parsed(text: str) -> LibraryFile:
     retry_delay_seconds=[2, 10, 60],
     cache_policy=NO_CACHE,
     task_run_name="load from {offset}",
-    tags=["library"],
     retry_condition_fn=if_it_may_pass,
 )
 async def load_references(url: str, library_id: uuid.UUID, keys: list[str], offset: int, total: int) -> dict[str, Any]:
@@ -216,7 +215,6 @@ async def load_references(url: str, library_id: uuid.UUID, keys: list[str], offs
     retries=3,
     retry_delay_seconds=[2, 10, 60],
     cache_policy=NO_CACHE,
-    tags=["library", "encoder"],
     retry_condition_fn=if_it_may_pass,
 )
 async def embed_references(sha256s: list[str], offset: int, total: int) -> int:

@@ -48,7 +48,6 @@ async def make_all(keys: list[str], workers: int) -> float:
     retries=3,
     retry_delay_seconds=[2, 10, 30],
     task_run_name="pictures {offset}+",
-    tags=["campaign"],
 )
 async def await_pictures(keys: list[str], offset: int, total: int) -> dict[str, int]:
     """Wait until every job has ended: made, set aside or cancelled."""

@@ -44,7 +44,7 @@ async def release_assets(
     return {"released": released, "refused": refused}
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], tags=["release"])
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10])
 async def release_asset(asset_id: uuid.UUID, to: str, by: str, channel: str) -> dict[str, Any]:
     """Check the guards, write renditions, check them again and write the rows. Safe to repeat."""
     try:

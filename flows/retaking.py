@@ -40,7 +40,7 @@ async def retake_asset(asset_id: uuid.UUID, wishes: dict[str, Any] | None, by: s
     return {**plan, "review": await asyncio.to_thread(_state, asset_id), "problems": problems}
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[1, 5], tags=["retake"], retry_condition_fn=if_it_may_pass)
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=if_it_may_pass)
 async def begin_retake(asset_id: uuid.UUID, wishes: dict[str, Any] | None, by: str) -> tuple[dict[str, Any], uuid.UUID]:
     """Queue the next version's job, in one transaction with the retake; another picture meanwhile is StaleVersion."""
 

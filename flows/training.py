@@ -77,7 +77,7 @@ async def train_adapter_model(
 # ---------------------------------------------------------------------------- a character
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[1, 5], tags=["training"], retry_condition_fn=if_it_may_pass)  # fmt: skip
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=if_it_may_pass)  # fmt: skip
 async def plan_character(
     character: str, references: list[str] | None, settings: dict[str, Any]
 ) -> tuple[CharacterPlan, dict[str, Any] | None]:
@@ -92,7 +92,7 @@ async def plan_character(
     return await asyncio.to_thread(work)
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], tags=["training", "gpu"], retry_condition_fn=if_it_may_pass)  # fmt: skip
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=if_it_may_pass)  # fmt: skip
 async def train_planned_character(plan: CharacterPlan, by: str) -> dict[str, Any]:
     """Train, store and record. Safe to repeat: it goes on from its checkpoint, and is recorded once."""
 
@@ -108,7 +108,7 @@ async def train_planned_character(plan: CharacterPlan, by: str) -> dict[str, Any
 # ---------------------------------------------------------------------------- an adapter
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], tags=["training", "gpu"], retry_condition_fn=if_it_may_pass)  # fmt: skip
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=if_it_may_pass)  # fmt: skip
 async def train_planned_adapter(
     data: str, out: str, paths: dict[str, str | None], settings: dict[str, Any], size_px: int | None, crop: str, by: str
 ) -> dict[str, Any]:

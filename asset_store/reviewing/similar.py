@@ -15,7 +15,7 @@ from asset_store.reviewing.grid import Filters, Tile, conditions, tiles_beside
 from asset_store.tables import Asset, AssetVersion, Embedding, Encoder, PictureEmbedding, Removal
 
 SEARCHED = 40  # candidates that the index keeps at once (hnsw.ef_search)
-BY_SIGNS = 280  # the likest by signs that are compared by all that was said, at least
+BY_SIGNS = 220  # the likest by signs that are compared by all that was said, at least
 BY_SIGNS_EACH = 20  # and at least so many for each that is wanted
 NEWEST = (Encoder.made_at.desc(), Encoder.sha256)
 

@@ -188,7 +188,7 @@ def test_too_few_references_and_unknown_names_are_told_with_a_next_step(ingested
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_training_goes_on_where_it_was(ingested: Home, how: signal.Signals) -> None:
-    steps = 24
+    steps = 12
     command = ["train", "character", "Pip", "--steps", str(steps), "--class-pictures", "2", "--checkpoint-every", "2",
                "--size", "64"]  # fmt: skip
     process = ingested.start(*command)

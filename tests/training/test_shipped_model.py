@@ -102,7 +102,7 @@ def test_diffusers_loads_the_shipped_control_net_unchanged(shipped: Engine) -> N
 def test_pictures_of_unseen_characters_are_on_model_and_without_the_adapter_they_are_not(file: str) -> None:
     """A small sample of what `make bench-fidelity` measures on 200 characters, with room for its larger error."""
     shipped = Engine.open(CheckpointPaths(EMBEDDED, adapter=EMBEDDED / file))
-    judge, asked = fidelity.open_judge(), fidelity.samples(24, 1)
+    judge, asked = fidelity.open_judge(), fidelity.samples(16, 1)
     right, alone = (
         dict(zip(NAMES, fidelity.read_right(judge, fidelity.make(shipped, asked, s), asked).mean(0), strict=True))
         for s in (1.0, 0.0)

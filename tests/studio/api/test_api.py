@@ -184,7 +184,7 @@ def test_pages_follow_one_another_without_gap_or_double(door: Door, grace: TestC
         ({}, 3), ({"brand": "bobo"}, 2), ({"campaign": "autumn"}, 1), ({"stage": "legal"}, 1), ({"stage": "brand"}, 2),
         ({"review": "in review"}, 3), ({"review": "approved"}, 0), ({"availability": "unreleased"}, 3),
         ({"check": "not blank", "outcome": "pass"}, 3), ({"outcome": "fail"}, 0), ({"text": "AUTUMN"}, 1),
-        ({"text": "bobo on the beach"}, 3), ({"text": "100%"}, 0), ({"person": "hedy"}, 1), ({"person": "me"}, 0),
+        ({"text": "bobo on the beach"}, 3), ({"text": "%"}, 0), ({"person": "hedy"}, 1), ({"person": "me"}, 0),
         ({"since": "2020-01-01T00:00:00Z"}, 3), ({"until": "2020-01-01T00:00:00Z"}, 0), ({"brand": "none"}, 0),
     ],
 )  # fmt: skip

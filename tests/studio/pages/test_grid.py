@@ -19,7 +19,7 @@ from tests.stories import a_sha256, picture_of
 from tests.studio.pages.conftest import Site
 from tests.studio.pages.test_pages import quiet, states
 
-MANY, MOST_ALIVE = 420, 300
+MANY, MOST_ALIVE = 330, 300
 
 
 def test_it_is_endless_and_few_cards_are_alive(site: Site) -> None:

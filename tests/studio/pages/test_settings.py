@@ -89,7 +89,8 @@ def test_others_see_their_own_and_sign_out_elsewhere(site: Site) -> None:
     expect(page.get_by_role("link", name="to do")).to_be_visible()
     for heading in ("People", "Who is told"):
         expect(page.get_by_role("heading", name=heading, exact=True)).to_have_count(0)
-    page.get_by_role("button", name="Sign out in all other browsers").click()
+    with page.expect_response("**/v1/sessions"):
+        page.get_by_role("button", name="Sign out in all other browsers").click()
     page.wait_for_load_state("networkidle")
     elsewhere.goto(f"{site.address}/")
     assert elsewhere.url.endswith("/sign-in")
