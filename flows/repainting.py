@@ -59,6 +59,11 @@ def can_repaint(recipe: Mapping[str, Any]) -> bool:
     return recipe["family"] in WITH_ADAPTERS
 
 
+def is_all(places: Sequence[Mapping[str, Any]], width_px: int, height_px: int) -> bool:
+    """Whether nothing would stay."""
+    return _drawn(places, width_px, height_px).getextrema() == (255, 255)
+
+
 def marked(remarks: Iterable[Remark], version: AssetVersion) -> Repaint | None:
     """The places that reviewers, not guests, marked in this version; None where there are none."""
     regions = [
@@ -75,6 +80,8 @@ def repainted(version: AssetVersion, recipe: Mapping[str, Any], wished: Repaint)
             f"a picture of the family {recipe['family']} cannot be repainted in places",
             "Have the whole picture made anew.",
         )
+    if is_all(wished.places, recipe["width_px"], recipe["height_px"]):
+        raise RetakeRefused("the marked places are the whole picture", WHOLE)
     mask = mask_of_places(wished.places, recipe["width_px"], recipe["height_px"])
     count = len(wished.places)
     source = {
@@ -97,7 +104,11 @@ def unpainted(recipe: dict[str, Any], first: Mapping[str, Any]) -> dict[str, Any
 
 
 def mask_of_places(places: Sequence[Mapping[str, Any]], width_px: int, height_px: int) -> bytes:
-    """White where the picture is repainted: boxes, and drawings with what they go around. RetakeRefused for all of it."""
+    """A PNG that is white where the picture is repainted: boxes, and drawings with what they go around."""
+    return to_png(_drawn(places, width_px, height_px))
+
+
+def _drawn(places: Sequence[Mapping[str, Any]], width_px: int, height_px: int) -> Image.Image:
     mask = Image.new("L", (width_px, height_px))
     draw, side = ImageDraw.Draw(mask), min(width_px, height_px)
     for place in places:
@@ -113,9 +124,7 @@ def mask_of_places(places: Sequence[Mapping[str, Any]], width_px: int, height_px
             for x, y in (points[0], points[-1]):
                 reach = LEAST * side / 2
                 draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=255)
-    if mask.getextrema() == (255, 255):
-        raise RetakeRefused("the marked places are the whole picture", WHOLE)
-    return to_png(mask)
+    return mask
 
 
 def _grown(start: float, length: float, least: float) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from asset_store.tables import Asset, AssetVersion, CheckOutcome, Job, Retake, V
 from flows.brief_fields import Number, Part, Prompt, Seed, Whole, Window, check_window
 from flows.recipe_keys import DIRECTED, heard, job_key, requeued
 from flows.recipe_words import told_of_source
-from flows.repainting import Repaint, can_repaint, marked, repainted, unpainted
+from flows.repainting import Repaint, can_repaint, is_all, marked, repainted, unpainted
 from ipadapter_engine.requests import MAX_SEED
 
 if TYPE_CHECKING:
@@ -85,8 +85,11 @@ class RetakePlan:
 
 def suggest(session: Session, asset: Asset) -> Wishes:
     """Changes from what was said: the words of remarks and reasons go behind the prompt, a failed or doubtful identity check
-    raises the scale, and only the places that boxes and drawings mark are repainted. Where the identity is in doubt, or the
-    family starts from no picture, all of it is made anew, with the recipe's own source, regions and emphasis."""
+    raises the scale, and only the places that boxes and drawings mark are repainted.
+
+    Where the identity is in doubt, all of it is marked, or the family starts from no picture, the whole is made anew, with
+    the recipe's own source, regions and emphasis.
+    """
     version = _current(asset)
     recipe = session.get_one(Job, version.job_key).recipe
     remarks = remarks_of(session, asset.id)
@@ -99,6 +102,8 @@ def suggest(session: Session, asset: Asset) -> Wishes:
     if doubtful and heard(recipe):
         scale = round(min(max(HIGHEST_SCALE, recipe["scale"]), recipe["scale"] + SCALE_STEP), 2)
     repaint = marked(remarks, version) if can_repaint(recipe) and scale is None else None
+    if repaint is not None and is_all(repaint.places, recipe["width_px"], recipe["height_px"]):
+        repaint = None
     return Wishes(prompt=prompt, scale=scale, repaint=repaint)
 
 

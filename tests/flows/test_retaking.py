@@ -148,6 +148,11 @@ def test_the_whole_picture_is_made_anew_on_demand(sent_back: tuple[Home, uuid.UU
     everywhere = Repaint(places=[{"kind": "box", "x": 0, "y": 0, "width": 1, "height": 1}])
     with pytest.raises(RetakeRefused, match="the whole picture"):
         wish_for(id_, Wishes(repaint=everywhere))
+    with home.database.transaction() as session:
+        asset = session.get_one(Asset, id_)
+        assert asset.current is not None
+        comments.comment(session, asset.current.id, "grace", "all wrong", region=everywhere.places[0])
+        assert suggest(session, asset).repaint is None  # what can only be made anew as a whole is not refused
 
 
 def test_a_family_that_starts_from_no_picture_repaints_none(sent_back: tuple[Home, uuid.UUID]) -> None:
