@@ -70,7 +70,7 @@ def test_a_campaign_is_made_by_the_engines_that_it_names(named: Home) -> None:
     assert (own["settings"]["family"], other["settings"]["family"]) == ("studio", "flux2")
     assert other["settings"]["engine"] == "flux2"
     assert "engine" not in own["settings"]
-    assert {m["role"] for m in other["models"]} == {"transformer", "vae", "text_encoder"}
+    assert {m["role"] for m in other["models"]} == {"transformer", "vae", "text_encoder", "scheduler"}
     assert all(m["licence"].startswith("non-commercial") for m in other["models"])
     assert len(other["references"]) == 2
     assert set(own["references"][0]) == set(other["references"][0])
