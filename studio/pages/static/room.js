@@ -67,7 +67,7 @@ const TAKEN = Promise.resolve(true);
 let answered = TAKEN; // whether the decision that is being written down was taken; what it holds up is decided after it, or not at all
 
 const MOMENT_MS = 250; // a decision waits for the next picture so long at most
-/** What `act` gives, done once the room that is `coming` is on the screen: browser and server are often one machine, and the picture is
+/** What `act` gives, done once the picture of the room that is `coming` is on the screen: browser and server are often one machine, and the picture is
  * waited for. It is done at once where none comes, and when the page is left. */
 function behind(coming, act) {
   return new Promise((done) => {
@@ -78,7 +78,8 @@ function behind(coming, act) {
     };
     addEventListener("pagehide", begin);
     setTimeout(begin, coming ? MOMENT_MS : 0);
-    coming?.then(() => requestAnimationFrame(() => setTimeout(begin)));
+    const seen = () => document.querySelector("[data-picture]")?.decode().catch(() => null); // also one that cannot be shown is waited for no longer
+    coming?.then(seen).then(() => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(begin)))); // when its frame is out
   });
 }
 
