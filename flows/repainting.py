@@ -17,7 +17,7 @@ from asset_store.reviewing.comments import Remark, checked_region
 from asset_store.reviewing.decide import GUEST
 from asset_store.tables import AssetVersion
 from flows.brief_fields import Number, Part
-from ipadapter_engine.families import WITH_ADAPTERS
+from ipadapter_engine.families import families
 
 STRENGTH = 0.75  # how far a marked place may leave the picture, unless said
 MOST_PLACES = 50
@@ -56,12 +56,12 @@ class Repainted:
 
 def can_repaint(recipe: Mapping[str, Any]) -> bool:
     """Whether the family that made a picture can start from it; those that read references themselves cannot."""
-    return recipe["family"] in WITH_ADAPTERS
+    return recipe["family"] in families()
 
 
 def is_all(places: Sequence[Mapping[str, Any]], width_px: int, height_px: int) -> bool:
     """Whether nothing would stay."""
-    return _drawn(places, width_px, height_px).getextrema() == (255, 255)
+    return _all_white(_drawn(places, width_px, height_px))
 
 
 def marked(remarks: Iterable[Remark], version: AssetVersion) -> Repaint | None:
@@ -80,9 +80,10 @@ def repainted(version: AssetVersion, recipe: Mapping[str, Any], wished: Repaint)
             f"a picture of the family {recipe['family']} cannot be repainted in places",
             "Have the whole picture made anew.",
         )
-    if is_all(wished.places, recipe["width_px"], recipe["height_px"]):
+    drawn = _drawn(wished.places, recipe["width_px"], recipe["height_px"])
+    if _all_white(drawn):
         raise RetakeRefused("the marked places are the whole picture", WHOLE)
-    mask = mask_of_places(wished.places, recipe["width_px"], recipe["height_px"])
+    mask = to_png(drawn)
     count = len(wished.places)
     source = {
         "picture": f"version {version.number}",
@@ -106,6 +107,10 @@ def unpainted(recipe: dict[str, Any], first: Mapping[str, Any]) -> dict[str, Any
 def mask_of_places(places: Sequence[Mapping[str, Any]], width_px: int, height_px: int) -> bytes:
     """A PNG that is white where the picture is repainted: boxes, and drawings with what they go around."""
     return to_png(_drawn(places, width_px, height_px))
+
+
+def _all_white(mask: Image.Image) -> bool:
+    return mask.getextrema() == (255, 255)
 
 
 def _drawn(places: Sequence[Mapping[str, Any]], width_px: int, height_px: int) -> Image.Image:

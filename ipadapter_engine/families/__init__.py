@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-WITH_ADAPTERS = ("studio", "sd15", "sdxl")  # the families of our own engine, by name
-
 
 @dataclass(frozen=True)
 class Original:
@@ -67,13 +65,18 @@ class Family:
         return replace(self, steps=4, guidance=8.5, scheduler="lcm") if "lcm" in self.schedulers else self
 
 
-def family_of(unet_config: dict[str, Any], declared: str | None) -> Family:
-    """The family of a checkpoint: what its folder declares, else what its UNet's configuration shows."""
+def families() -> dict[str, Family]:
+    """Those of our own engine, by name; they take adapters, and start from pictures."""
     from ipadapter_engine.families.sd15 import SD15
     from ipadapter_engine.families.sdxl import SDXL
     from ipadapter_engine.families.studio import STUDIO
 
-    families = {f.name: f for f in (STUDIO, SD15, SDXL)}
-    if declared is not None and declared in families:
-        return families[declared]
-    return SDXL if unet_config.get("addition_embed_type") == "text_time" else SD15
+    return {f.name: f for f in (STUDIO, SD15, SDXL)}
+
+
+def family_of(unet_config: dict[str, Any], declared: str | None) -> Family:
+    """The family of a checkpoint: what its folder declares, else what its UNet's configuration shows."""
+    known = families()
+    if declared is not None and declared in known:
+        return known[declared]
+    return known["sdxl" if unet_config.get("addition_embed_type") == "text_time" else "sd15"]
