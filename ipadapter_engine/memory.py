@@ -5,7 +5,9 @@ Nothing here knows what a row is: `in_batches` calls `make` with as many as fit 
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +137,8 @@ def _tried(
     """What was made; or None, and what the allocator said. A function of its own: the error holds the frames, and with
     them the tensors, of what failed."""
     peak = _Peak(budget.memory.device)
+    if len(part) not in budget.learned.peaks and budget.memory.device.type == "cpu":
+        _trim()  # or a batch made from freed memory would seem to take nothing
     try:
         with peak.watched():
             done = make(part)
@@ -161,6 +165,14 @@ def _give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        _trim()
+
+
+def _trim() -> None:
+    """Give freed memory that the C library keeps back to the system: glibc has a function for it, others keep less."""
+    if os.name == "posix" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _where(device: torch.device) -> str:

@@ -123,6 +123,8 @@ def test_what_a_batch_took_is_measured() -> None:
         del block
         return list(rows)
 
+    freed = [torch.ones(MIB // 10, dtype=torch.uint8) for _ in range(1000)]  # small enough to be kept by the C library
+    del freed[:-1]  # the last one lies above the others
     budget = budget_of(10_000)
     in_batches([1], make, budget)
     (peak,) = budget.learned.peaks.values()
