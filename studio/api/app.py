@@ -79,6 +79,7 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
     app.state.provider = Provider(store.settings.oidc) if store.settings.oidc.issuer else None
     problems.install(app)
     app.add_middleware(Guard)
+    pages.install(app)  # first: addresses are tried in this order, and a reviewer's hand waits for pages
     refusals = {s: {"content": {problems.MEDIA_TYPE: {}}, "description": told} for s, told in REFUSALS.items()}
     for part in (
         assets,
@@ -97,7 +98,6 @@ def create_app(store: Store, *, calls: Rate = CALLS, sign_ins: Rate = SIGN_INS) 
         schedules,
     ):
         app.include_router(part.router, prefix="/v1", responses=refusals)  # type: ignore[arg-type]
-    pages.install(app)
     return app
 
 

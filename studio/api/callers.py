@@ -23,7 +23,7 @@ CSRF_HEADER = "X-CSRF-Token"
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-def store_of(request: Request) -> Store:
+async def store_of(request: Request) -> Store:  # as it waits for nothing, it needs no thread
     store: Store = request.app.state.store
     return store
 
@@ -73,7 +73,7 @@ def need(who: Principal, action: Action, brand_id: uuid.UUID | None, what: str, 
     who.require(action, brand_id)
 
 
-def admin(who: Who) -> Principal:
+async def admin(who: Who) -> Principal:
     """A caller who may administer. Forbidden."""
     who.require(Action.ADMINISTER, None)
     return who
@@ -82,7 +82,7 @@ def admin(who: Who) -> Principal:
 Admin = Annotated[Principal, Depends(admin)]
 
 
-def person(who: Who) -> Principal:
+async def person(who: Who) -> Principal:
     """A caller who is no key: what is a person's own is not changed by their programs. Forbidden."""
     if not who.is_person:
         raise Forbidden(who.actor, "change what is its owner's own")

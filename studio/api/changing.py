@@ -50,7 +50,7 @@ class Change:
         return answered(self.store, self.who, self.key, whole, guarded, kind, self.response)
 
 
-def change(
+async def change(
     who: Who, store: StoreDep, response: Response, if_match: IfMatch = None, idempotency_key: Idempotency = None
 ) -> Change:
     return Change(who, store, row_version(if_match), idempotency_key, response)

@@ -75,7 +75,7 @@ class FiltersOut(Answer):
     filters: list[FilterOut]
 
 
-def narrowed(
+async def narrowed(
     who: Who, brand: Line = None, review: ReviewState | None = None, availability: Availability | None = None
 ) -> Filters:
     """Of what the caller may see, what they want to find."""

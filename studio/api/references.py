@@ -132,7 +132,7 @@ class Wanted:
             )
 
 
-def wanted(
+async def wanted(
     who: Who, store: StoreDep, brand: Line = None, character: Line = None,
     usable: Annotated[bool, Query(description="Only those that may be used today.")] = True,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,

@@ -66,9 +66,18 @@ async function lookAgain(address) {
 const TAKEN = Promise.resolve(true);
 let answered = TAKEN; // whether the decision that is being written down was taken; what it holds up is decided after it, or not at all
 
-const MOMENT_MS = 250; // a decision waits for the next picture so long at most
-/** What `act` gives, done once the picture of the room that is `coming` is on the screen: browser and server are often one machine, and the picture is
- * waited for. It is done at once where none comes, and when the page is left. */
+const MOMENT_MS = 250; // the next picture is waited for so long at most
+const after = (ms) => new Promise((done) => setTimeout(done, ms));
+const frame = () => new Promise(requestAnimationFrame);
+
+/** When the picture of the room that is shown is on the screen: browser and server are often one machine, and nobody waits for what else there is
+ * to do. One that cannot be shown is not waited for. */
+function painted() {
+  const decoded = document.querySelector("[data-picture]")?.decode().catch(() => null) ?? TAKEN;
+  return Promise.race([after(MOMENT_MS), decoded.then(frame).then(frame).then(() => after(0))]); // when its frame is out
+}
+
+/** What `act` gives, done once the picture of the room that is `coming` is painted; at once where none comes, and when the page is left. */
 function behind(coming, act) {
   return new Promise((done) => {
     const begin = () => {
@@ -78,8 +87,7 @@ function behind(coming, act) {
     };
     addEventListener("pagehide", begin);
     setTimeout(begin, coming ? MOMENT_MS : 0);
-    const seen = () => document.querySelector("[data-picture]")?.decode().catch(() => null); // also one that cannot be shown is waited for no longer
-    coming?.then(seen).then(() => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(begin)))); // when its frame is out
+    coming?.then(painted).then(begin);
   });
 }
 
@@ -120,7 +128,7 @@ class Room {
     };
     this.#listen();
     this.viewer?.open();
-    requestAnimationFrame(() => setTimeout(() => this.#fetchAhead()));
+    this.#fetchAhead();
   }
 
   /** Take no decision for a moment: this room was not asked for. */
@@ -152,9 +160,10 @@ class Room {
     switchKeys(room);
   }
 
-  /** The next rooms with their pictures, one after another and behind the decision that is being written down: the server has one thing to
-   * do at a time, and the room that is wanted first is there first. */
+  /** The next rooms with their pictures, one after another, behind the picture that is looked at and the decision that is being written down: the
+   * server has one thing to do at a time, and the room that is wanted first is there first. */
   async #fetchAhead() {
+    await painted();
     await answered;
     const soon = JSON.parse(this.room.dataset.soon);
     for (const [place, address] of JSON.parse(this.room.dataset.ahead).entries()) {
