@@ -159,6 +159,9 @@ def _unet(file: Path, state: dict[str, Tensor], original: Original) -> tuple[dic
             config |= {"addition_embed_type": "text_time"}
         named = converters.convert_ldm_unet_checkpoint({UNET + k: v for k, v in state.items()}, config)
         numbers = unet_numbers(named)
+        told = state.get("time_embed.cond_proj.weight")  # guidance as an input, which the converter leaves out
+        if told is not None:
+            named["time_embedding.cond_proj.weight"], numbers["time_cond_proj_dim"] = told, told.shape[1]
         return numbers | {"attention_head_dim": original.heads_of(numbers["block_out_channels"])}, named
 
     numbers, named = _laid_out(converted, f"the UNet of {file.name}")

@@ -160,6 +160,19 @@ def test_a_model_that_predicts_v_from_pure_noise_says_so_by_its_keys(folders: di
     assert "rescale_betas_zero_snr" not in only_v.scheduler_config
 
 
+@LAYOUTS
+def test_a_file_that_takes_guidance_as_an_input_makes_what_its_folder_makes(tmp_path: Path, layout: str) -> None:
+    folder = WRITERS[layout](tmp_path / layout, as_original=True, unet_changes={"time_cond_proj_dim": 16})
+    file = original.write_base(tmp_path / "files" / f"{layout}.safetensors", folder)
+    theirs, ours = (Engine.open(CheckpointPaths(place)) for place in (folder, file))
+    assert ours.checkpoint.guidance_dim == 16
+    assert (ours.family.scheduler, ours.family.steps) == ("lcm", 4)
+    same, other = latents(ours, scheduler="lcm"), latents(ours, scheduler="lcm", guidance=2.0)
+    # of the first step a fifteenth is picture: reading it off the noise makes roundings fifteen times as large
+    assert np.abs(same - latents(theirs, scheduler="lcm")).max() <= 30 * SAME
+    assert np.abs(same - other).max() > 1e-3
+
+
 # ---------------------------------------------------------------------- what lineage says
 
 
