@@ -6,12 +6,13 @@ The flow's own steps without Prefect, which is a server's memory and not the ing
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
-from flows.library import CHUNK, load_pictures, plan_ingest
+from benchmarks.peak import peak_mib
+from flows.library import CHUNK, plan_ingest
+from flows.loading import load_pictures
 from flows.settings import Settings
 from flows.wiring import open_store
 
@@ -25,11 +26,8 @@ def main(library: str, home: str) -> None:
         for start in range(0, len(keys), CHUNK):
             done = load_pictures(store, library, plan.library_id, keys[start : start + CHUNK], start, len(keys))
             embedded += done["embedded"]
-    unit = 1024 if sys.platform == "linux" else 1024 * 1024  # kilobytes there, bytes on macOS
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    print(
-        json.dumps({"embedded": embedded, "peak_mib": round(peak, 1), "took_s": round(time.perf_counter() - began, 1)})
-    )
+    took_s = round(time.perf_counter() - began, 1)
+    print(json.dumps({"embedded": embedded, "peak_mib": round(peak_mib(), 1), "took_s": took_s}))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,15 @@ def _setting_name(value: str) -> str:
 
 
 class NamedReference(Part):
+    """tiled: it is seen whole, in squares along its long side; otherwise an encoder sees the square in its middle."""
+
     file: str
     weight: Number = Field(1.0, ge=0, le=10)
+    tiled: bool = Field(False, strict=True)
+
+    @classmethod
+    def of(cls, item: str | NamedReference) -> NamedReference:
+        return cls(file=item) if isinstance(item, str) else item
 
 
 class NamedLora(Part):

@@ -22,7 +22,7 @@ from asset_store.retention import name_blobs
 from asset_store.rights import licences
 from asset_store.tables import ModelKind
 from flows.configured import configured
-from flows.library import picture_of
+from flows.loading import picture_of
 from flows.training_references import choose_references, today
 from flows.training_report import told_of
 from flows.training_settings import read_settings

@@ -21,7 +21,7 @@ from asset_store.checks import perceptual_hash
 from asset_store.errors import NotFound
 from asset_store.repositories import libraries
 from asset_store.tables import Character, Reference
-from flows.library import picture_of
+from flows.loading import picture_of
 from flows.text_tower import text_tower
 from flows.wiring import Store, engine, open_store
 

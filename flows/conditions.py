@@ -25,7 +25,7 @@ from asset_store.tables import Brand, Character, Library, Reference, ReferenceSt
 from flows.brief import Making, NamedControl
 from flows.brief_parts import NamedReference
 from flows.configured import configured
-from flows.library import limits_of
+from flows.loading import limits_of
 from flows.recipe_keys import BY_MODEL, WITH_CONDITIONS, heard
 from flows.recipes import BY_CONTROL, STYLE, models_of, reference_entry
 from flows.wiring import Store
@@ -251,7 +251,7 @@ class ConditionFinder:
         entries += [reference_entry(r, 0.0, part=BY_CONTROL) for r in sources.values()]
         silent = making.style is not None and making.style.scale == 0
         style = () if silent else making.style_references or ()
-        entries += [reference_entry(r, w, adapter=STYLE) for r, w in self._style(style)]
+        entries += [reference_entry(r, e.weight, adapter=STYLE, tiled=e.tiled) for r, e in self._style(style)]
         return Conditions(controls, model, tuple(entries))
 
     def _model(self, character: Character, wanted: str | int | None) -> TrainedModel | None:
@@ -291,7 +291,7 @@ class ConditionFinder:
         known = select(Reference).join(Library).where(Reference.pixel_sha256 == pixels)
         return self.session.scalars(known.where(Reference.state != ReferenceState.REMOVED).order_by(*order)).first()
 
-    def _style(self, named: Sequence[str | NamedReference]) -> list[tuple[Reference, float]]:
+    def _style(self, named: Sequence[str | NamedReference]) -> list[tuple[Reference, NamedReference]]:
         if named and STYLE not in self.made.checkpoint.adapters:
             raise RequestRefused(
                 "no style adapter is loaded", "load a base that ships one, or leave style_references out"
@@ -299,11 +299,11 @@ class ConditionFinder:
         among = select(Reference).join(Library).where(Library.brand_id == self.brand.id)
         pairs = []
         for item in named:
-            entry = item if isinstance(item, NamedReference) else NamedReference(file=item)
+            entry = NamedReference.of(item)
             row = find_named(self.session, among.where(Reference.role == ReferenceRole.STYLE), entry.file)
             if row is None:
                 raise NotFound("style reference called", entry.file, "Name a file whose role in library.yaml is style.")
-            pairs.append((row, entry.weight))
+            pairs.append((row, entry))
         check_rights((row for row, _ in pairs), self.today)
         return pairs
 

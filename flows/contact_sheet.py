@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sqlalchemy import select
 
 from asset_store.tables import Asset, Brand, Campaign, CheckOutcome, Job, Library, Reference, ReferenceState
-from flows.library import picture_of
+from flows.loading import picture_of
 from flows.recipe_keys import BY_MODEL
 from flows.wiring import Store
 

@@ -150,7 +150,7 @@ class Direction:
         }
         used = {name: value for name, value in said.items() if value}
         self._check_mask(made)
-        if not used and not self.references:
+        if not used and not self.references and not any("tiled" in r for r in heard(out)):
             return recipe
         out |= used
         out["recipe"], out["encoder"] = DIRECTED, made.encoder.sha256 if heard(out) else None
@@ -171,7 +171,7 @@ class Direction:
 
         if not isinstance(made, Engine):
             said = [name for name in ("adapters", "guidance_window", "source", "regions", "loras") if name in recipe]
-            told = ", ".join(said) or "negative references"
+            told = ", ".join(said) or ("negative references" if self.references else "to see references in tiles")
             raise RequestRefused(
                 f"{made.family.title} cannot be told {told}",
                 "leave it out of the shot, or name an engine with an IP-Adapter",
@@ -224,7 +224,10 @@ class DirectionFinder:
         out = self._with_source(out, making.source) if making.source is not None else out
         out = self._with_regions(out, character, _regions(making))
         negative = () if making.scale == 0 else making.negative_references or ()
-        away = [reference_entry(row, weight, negative=True) for row, weight in self._negative(negative)]
+        away = [
+            reference_entry(row, entry.weight, negative=True, tiled=entry.tiled)
+            for row, entry in self._negative(negative)
+        ]
         return replace(out, references=(*out.references, *away))
 
     def _lora(self, named: NamedLora) -> dict[str, Any]:
@@ -269,18 +272,18 @@ class DirectionFinder:
         row = self.finder.descended(read.pixels, self.read.sources[name])
         return [] if row is None else [reference_entry(row, 0.0, part=part)]
 
-    def _negative(self, named: Sequence[str | NamedReference]) -> list[tuple[Reference, float]]:
+    def _negative(self, named: Sequence[str | NamedReference]) -> list[tuple[Reference, NamedReference]]:
         among = select(Reference).join(Library).where(Library.brand_id == self.finder.brand.id)
         pairs = []
         for item in named:
-            entry = item if isinstance(item, NamedReference) else NamedReference(file=item)
+            entry = NamedReference.of(item)
             row = find_named(self.finder.session, among, entry.file)
             if row is None:
                 raise NotFound(
                     "negative reference called", entry.file,
                     f"Name a file of a library of {self.finder.brand.name}, or ingest again.",
                 )  # fmt: skip
-            pairs.append((row, entry.weight))
+            pairs.append((row, entry))
         check_rights((row for row, _ in pairs), self.finder.today)
         return pairs
 

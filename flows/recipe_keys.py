@@ -30,7 +30,7 @@ def job_key(recipe: dict[str, Any]) -> str:
     determining = [r for r in recipe["references"] if r.get("part") != BY_MODEL]
     places = {region["name"]: place for place, region in enumerate(recipe.get("regions", ()))}
     said["references"] = [
-        _only(r, "sha256", "weight", "adapter", "part", "negative")
+        _only(r, "sha256", "weight", "adapter", "part", "negative", "tiled")
         | ({"region": places[r["region"]]} if "region" in r else {})
         for r in determining
     ]

@@ -31,12 +31,14 @@ BY_SOURCE, BY_MASK = "source picture", "mask"  # of one that the picture starts 
 
 
 def reference_entry(
-    row: Reference, weight: float, *, chosen: str = "", part: str = "", adapter: str = "", negative: bool = False
-) -> dict[str, Any]:
+    row: Reference, weight: float, *, chosen: str = "", part: str = "", adapter: str = "", negative: bool = False,
+    tiled: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """One reference of a recipe. `part`: how it has part in the picture if no adapter hears it; `adapter`: which one
-    does, if not the identity adapter; `chosen`: how it was chosen; `negative`: guidance leads away from it."""
+    does, if not the identity adapter; `chosen`: how it was chosen; `negative`: guidance leads away from it; `tiled`: it is
+    seen whole, in squares along its long side."""
     entry = {"id": str(row.id), "key": row.key, "sha256": row.sha256, "weight": weight}
-    optional = {"adapter": adapter, "part": part, "chosen": chosen, "negative": negative}
+    optional = {"adapter": adapter, "part": part, "chosen": chosen, "negative": negative, "tiled": tiled}
     return {**entry, **{k: v for k, v in optional.items() if v}}
 
 

@@ -143,7 +143,8 @@ def _part(entry: dict[str, Any], regions: dict[str, dict[str, Any]]) -> str:
     if "part" in entry:
         return str(entry["part"])
     where = f" in region {regions[entry['region']]['name']}" if "region" in entry else ""
-    return f"{entry.get('adapter', 'identity')} adapter{', to lead away from' if 'negative' in entry else where}"
+    where = ", to lead away from" if "negative" in entry else where
+    return f"{entry.get('adapter', 'identity')} adapter{where}{', seen in tiles' if 'tiled' in entry else ''}"
 
 
 def _how_chosen(entry: dict[str, Any], shot: dict[str, Any], regions: dict[str, dict[str, Any]]) -> str:

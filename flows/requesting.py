@@ -21,7 +21,7 @@ from flows import recipe_keys, recipes
 from flows.candidates import check_comparable
 from flows.conditions import pixels_of, reference_ids
 from flows.directions import box_mask, mask_of
-from flows.library import picture_of
+from flows.loading import picture_of
 from flows.wiring import Store
 from ipadapter_engine.errors import RequestRefused
 from ipadapter_engine.hashing import sha256_of_file
@@ -62,20 +62,21 @@ def requests_of(store: Store, engine: PictureEngine, recipe: dict[str, Any]) -> 
 def _references(
     store: Store, engine: PictureEngine, recipe: dict[str, Any], found: Mapping[str, Embedding]
 ) -> tuple[ReferencePrompt, ...]:
-    references = []
+    references: list[ReferencePrompt] = []
     for r in recipe_keys.heard(recipe):
         adapter, row = r.get("adapter", IDENTITY), found.get(r["sha256"])
         if row is None:
             raise RequestRefused(f"{r['key']} has no embedding of this encoder", "ingest its library again")
-        if not engine.reads_hidden(adapter):
-            vector = np.asarray(row.pooled, dtype=np.float32)
-        elif row.hidden_sha256 is not None:
-            raw = np.frombuffer(store.blobs.get(row.hidden_sha256), dtype=np.float16)
-            vector = raw.reshape(-1, engine.encoder.hidden_dim).astype(np.float32)
+        hidden, tiled = engine.reads_hidden(adapter), r.get("tiled", False)
+        if tiled or (hidden and row.hidden_sha256 is None):
+            seen = _seen_now(store, engine, r["sha256"], hidden=hidden, tiled=tiled)
+        elif hidden:
+            raw = np.frombuffer(store.blobs.get(row.hidden_sha256 or ""), dtype=np.float16)
+            seen = (raw.reshape(-1, engine.encoder.hidden_dim).astype(np.float32),)
         else:
-            vector = _hidden(store, engine, r["sha256"])
-        negative, region = r.get("negative", False), r.get("region")
-        references.append(ReferencePrompt(vector, r["weight"], adapter, negative=negative, region=region))
+            seen = (np.asarray(row.pooled, dtype=np.float32),)
+        negative, region, weight = r.get("negative", False), r.get("region"), r["weight"] / len(seen)
+        references += [ReferencePrompt(v, weight, adapter, negative=negative, region=region) for v in seen]
     return tuple(references)
 
 
@@ -87,27 +88,28 @@ def _pictures(store: Store, recipe: dict[str, Any]) -> tuple[ReferencePrompt, ..
     )
 
 
-_seen: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()  # by encoder and reference; a campaign names few
+_seen: OrderedDict[tuple[str, str, bool, bool], tuple[np.ndarray, ...]] = OrderedDict()  # a campaign names few
 _SEEN_MOST = 32
 _seen_lock = threading.Lock()
 
 
-def _hidden(store: Store, engine: PictureEngine, sha256: str) -> np.ndarray:
-    """Hidden states (patches + 1, hidden) of a reference that was ingested for adapters that read none, such as one that
-    only the style adapter hears. Rounded as ingest stores them, so that the picture is the same either way."""
-    key = (engine.encoder.sha256, sha256)
+def _seen_now(store: Store, engine: PictureEngine, sha256: str, *, hidden: bool, tiled: bool) -> tuple[np.ndarray, ...]:
+    """What ingest has not stored of a reference: what the encoder says of its tiles, or hidden states (patches + 1, hidden)
+    of one that was ingested for adapters that read none, such as one that only the style adapter hears. Hidden states are
+    rounded as ingest stores them, so that the picture is the same either way."""
+    encoder = engine.encoder
+    key = (encoder.sha256, sha256, hidden, tiled)
     with _seen_lock:
         if key in _seen:
             return _seen[key]
     picture = picture_of(store, sha256)
-    hidden = engine.encoder.encode([picture], hidden=True)[0].hidden
-    assert hidden is not None
-    rounded = hidden.astype(np.float16).astype(np.float32)
+    encoded = encoder.encode_tiled(picture, hidden=hidden) if tiled else encoder.encode([picture], hidden=hidden)
+    said = tuple(e.pooled if e.hidden is None else e.hidden.astype(np.float16).astype(np.float32) for e in encoded)
     with _seen_lock:
-        _seen[key] = rounded
+        _seen[key] = said
         while len(_seen) > _SEEN_MOST:
             _seen.popitem(last=False)
-    return rounded
+    return said
 
 
 def _controls(store: Store, recipe: dict[str, Any]) -> tuple[ControlPrompt, ...]:

@@ -17,7 +17,7 @@ from asset_store.repositories import libraries
 from asset_store.reviewing.states import ReviewState
 from asset_store.rights.licences import problem_of
 from asset_store.tables import Asset, AssetVersion, CheckOutcome, LineageRecord, PictureEmbedding, Reference, Run
-from flows.library import picture_of
+from flows.loading import picture_of
 from flows.sheet_drawing import Cell, Section, SheetContent, Swatch, draw_pdf, draw_png
 from flows.sheet_request import SECTIONS, SheetCell, SheetRequest, request_of
 from flows.wiring import Store

@@ -100,14 +100,17 @@ def named(session: Session, voice: Voice, character: Character, today: date) -> 
     """Those that the brief names for one voice. Raises NotFound, Ambiguous, RightsRefused."""
     if voice.references == "choose":
         return Picked([], [])
-    pairs: list[tuple[Reference, float]] = []
+    pairs: list[tuple[Reference, NamedReference]] = []
     for item in voice.references:
-        entry = item if isinstance(item, NamedReference) else NamedReference(file=item)
+        entry = NamedReference.of(item)
         row = find_named(session, select(Reference).where(Reference.character_id == character.id), entry.file)
         if row is None:
             raise NotFound(
                 f"reference of {character.name} called", entry.file, "Name a file of its library, or ingest again."
             )
-        pairs.append((row, entry.weight))
+        pairs.append((row, entry))
     check_rights((row for row, _ in pairs), today)
-    return Picked([recipes.reference_entry(row, weight) for row, weight in pairs], [row.key for row, _ in pairs])
+    return Picked(
+        [recipes.reference_entry(row, entry.weight, tiled=entry.tiled) for row, entry in pairs],
+        [f"{row.key}{' (in tiles)' if entry.tiled else ''}" for row, entry in pairs],
+    )

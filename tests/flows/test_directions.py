@@ -28,7 +28,8 @@ from flows.brief import parse_brief
 from flows.contact_sheet import made_from
 from flows.directions import box_mask
 from flows.finishing import waits_for_its_job
-from flows.library import ingest_library, picture_of
+from flows.library import ingest_library
+from flows.loading import picture_of
 from flows.planning import plan_campaign, submit_campaign
 from flows.requesting import requests_of
 from flows.retake_plan import Wishes, plan_retake
@@ -51,6 +52,7 @@ characters: [{name: Pip}, {name: Mora}]
 references:
   - {file: pip/front.png, character: Pip, role: identity}
   - {file: pip/side.png, character: Pip, role: identity}
+  - {file: pip/tall.png, character: Pip, role: identity}
   - {file: mora/front.png, character: Mora, role: identity}
   - {file: mood.png, role: style}
   - {file: crowd.png, role: style}
@@ -100,6 +102,9 @@ def studio(database: Database, prefect: object, tmp_path_factory: pytest.TempPat
         for place, (file, colour) in enumerate(boxes.items()):
             draw(path / "lumen" / file, colour, (4 + 5 * place, 8, 30 + 5 * place, 50))
         draw(path / "lumen" / "layouts/mask.png", "white", (32, 0, 63, 63))
+        tall = Image.new("RGB", (64, 160), "gold")
+        tall.paste("navy", (0, 80, 64, 160))
+        tall.save(path / "lumen" / "pip/tall.png")
         (path / "lumen" / "library.yaml").write_text(LIBRARY)
         asyncio.run(ingest_library(str(path / "lumen"), "pat"))
         yield path
@@ -193,7 +198,9 @@ DETERMINING = (
     ", guidance_window: [0, 0.6]",
     ", negative_references: [crowd.png]",
     ", negative_references: [{file: crowd.png, weight: 0.5}]",
+    ", negative_references: [{file: crowd.png, tiled: true}]",
     ", style_references: [mood.png]",
+    ", style_references: [{file: mood.png, tiled: true}]",
     ", style_references: [mood.png], style: {scale: 0.5}",
     ", style_references: [mood.png], style: {window: [0, 0.5]}",
     ", source: {picture: layouts/beach.png}",
@@ -229,6 +236,32 @@ def test_names_of_regions_and_files_decide_nothing(studio: Path, tmp_path: Path)
     first, second = (recipe_of(f", source: {{picture: {name}.png}}", tmp_path) for name in "ab")
     assert first["source"]["picture"] != second["source"]["picture"]
     assert recipe_keys.job_key(first) == recipe_keys.job_key(second)
+
+
+def tall(more: str) -> str:
+    return BRIEF.replace("[pip/front.png]", f"[{{file: pip/tall.png, weight: 0.6{more}}}]") % ""
+
+
+def plan_of(text: str) -> Any:
+    with open_store() as store:
+        return plan_campaign(store, parse_brief(text, file="brief.yaml"))
+
+
+def test_a_tall_reference_is_seen_whole_where_the_brief_says_so(studio: Path) -> None:
+    cropped, whole = (dict(plan_of(tall(more)).pictures[0].job.recipe) for more in ("", ", tiled: true"))
+    assert (cropped["recipe"], whole["recipe"]) == (recipe_keys.PLAIN, recipe_keys.DIRECTED)
+    assert recipe_keys.job_key(cropped) != recipe_keys.job_key(whole)
+    middle, tiles = request_of(cropped).references, request_of(whole).references
+    assert [r.weight for r in middle] == [0.6]
+    assert [r.weight for r in tiles] == pytest.approx([0.2] * 3)
+    with open_store() as store, Image.open(studio / "lumen/pip/tall.png") as picture:
+        said = engine(store.settings).encoder.encode_tiled(picture)
+    assert len(said) == 3
+    for reference, one in zip(tiles, said, strict=True):
+        np.testing.assert_allclose(reference.embedding, one.pooled, atol=1e-6)
+    differs = [float(np.abs(tile.embedding - middle[0].embedding).max()) > 1e-3 for tile in tiles]
+    assert differs == [True, False, True]  # the middle one is what is seen of it otherwise
+    assert _made_with(plan_of(tall(", tiled: true")).as_json()["shots"][0])[0] == "pip/tall.png (in tiles)"
 
 
 def test_a_worker_of_a_release_that_does_not_know_it_leaves_it_to_others(studio: Path) -> None:
@@ -315,6 +348,18 @@ def test_two_characters_in_two_regions_from_brief_to_lineage(studio: Path) -> No
     assert retake.job.recipe["regions"] == recipe["regions"]
 
 
+def test_lineage_says_that_a_reference_was_seen_in_tiles(studio: Path) -> None:
+    with open_store() as store:
+        brief = parse_brief(tall(", tiled: true").replace("campaign: parts", "campaign: tall"), file="brief.yaml")
+        campaign, _ = submit_campaign(store, plan_campaign(store, brief), by="pat", trigger="test")
+        assert Worker(store, engine(store.settings)).run(until=lambda: True).problems == []
+        with store.database.transaction() as session:
+            asset = session.scalars(select(Asset).where(Asset.campaign_id == campaign)).one()
+            assert asset.current is not None
+            (told,) = asset.current.lineage.record["references"]
+    assert (told["key"], told["part"], told["weight"]) == ("pip/tall.png", ["identity adapter, seen in tiles"], 0.6)
+
+
 def test_a_part_is_repainted_and_the_rest_stays(studio: Path) -> None:
     campaign, _ = submit(", source: {picture: layouts/beach.png, mask: layouts/mask.png}", "repaint")
     with open_store() as store:
@@ -360,6 +405,7 @@ def test_the_plan_names_what_a_shot_says(studio: Path) -> None:
         (", regions: [{name: a, mask: white.png}]", RequestRefused, "white all over"),
         (", source: {picture: gone.png}", NotFound, "no picture gone.png"),
         (", negative_references: [gone.png]", NotFound, "negative reference"),
+        (", negative_references: [{file: crowd.png, tiled: 1}]", BriefInvalid, "valid boolean"),
         (", regions: [{name: a, box: [0, 0, 1, 1], references: [mora/front.png]}]", NotFound, "reference of Pip"),
     ],
 )

@@ -109,6 +109,7 @@ def test_a_recipe_of_the_engine_that_reads_libraries_names_none(named: Home) -> 
         ("scheduler: ddim", "FLUX.2 has no scheduler 'ddim'"),
         ("size: 70x64", "a width of 70 px cannot be made by FLUX.2"),
         ("references: [{file: pip/front.png}, {file: pip/side.png, weight: 0.5}]", "FLUX.2 has no weights of its"),
+        ("references: [{file: pip/front.png, tiled: true}]", "FLUX.2 cannot be told to see references in tiles"),
         ("style_references: [styles/pastel.png]", "no style adapter is loaded"),
     ],
 )
