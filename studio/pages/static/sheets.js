@@ -16,11 +16,16 @@ function wanted() {
   return body;
 }
 
-let key; // of what was asked for last: pressed twice it makes one sheet
+let key; // of what was asked for last: sent twice it makes one sheet
+let asking = false; // pressed twice it is sent, and gone on from, once
+addEventListener("pageshow", () => (asking = false)); // also where somebody comes back to it
 form?.addEventListener("input", () => (key = undefined));
 form?.addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (asking) return;
+  asking = true;
   const answer = await ask("POST", "/v1/character-sheets", wanted(), { "Idempotency-Key": (key ??= crypto.randomUUID()) });
-  if (answer.ok) location.assign(`/runs/${answer.body.id}`);
-  else say(told(answer.body));
+  if (answer.ok) return location.assign(`/runs/${answer.body.id}`);
+  asking = false;
+  say(told(answer.body));
 });

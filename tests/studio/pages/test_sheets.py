@@ -33,8 +33,11 @@ def asked(site: Site, name: str = "Bobo") -> tuple[Page, uuid.UUID]:
     page.get_by_label("Views, by commas").fill("front, side")
     page.get_by_label("Expressions, by commas").fill("sad")
     page.get_by_label("What it is for").fill(HOSTILE)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
     page.get_by_role("button", name="Make the sheet").dblclick()
     page.wait_for_url("**/runs/*")
+    assert [address.rpartition("/")[2] for address in sent] == ["character-sheets"]
     return page, uuid.UUID(page.url.rpartition("/")[2])
 
 
