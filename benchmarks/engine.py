@@ -27,7 +27,7 @@ from benchmarks.generating import TFLOP_AN_IMAGE, Generating
 from benchmarks.rows import Row, tell
 from ipadapter_engine.checkpoints import CheckpointPaths
 
-STUDIO = Generating("studio model, 128 px, 8 steps, CPU", 64, 4.0, 5, {})
+STUDIO = Generating("studio model, 128 px, 8 steps, CPU", 64, 4.0, 5, {}, tflop_an_image="counted")
 SD15 = Generating(
     "SD1.5-shaped, 256 px, 4 steps, CPU", 8, 1.15, 3,
     {"steps": 4, "width_px": 256, "height_px": 256, "scheduler": "ddim"},

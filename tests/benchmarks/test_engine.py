@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,10 @@ import torch
 from benchmarks import diffusers_peer, embedding, engine, generating, random_checkpoints
 from benchmarks.generating import Generating
 from benchmarks.mixes import drawn_embeddings, mixed
+from benchmarks.peak import peak_mib
 from ipadapter_engine.checkpoints import CheckpointPaths
+from ipadapter_engine.pipeline import Engine
+from ipadapter_engine.requests import GenerationRequest
 
 UNET = {
     "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -80,10 +85,24 @@ def test_ours_and_the_peers_pictures_are_the_same(base: str, request: pytest.Fix
 
 
 def test_the_embedded_model_makes_what_the_peer_makes_of_it() -> None:
-    _, equality = generating.measured(
+    _, equality, limit = generating.measured(
         replace(engine.STUDIO, count=3, rounds=1, numbers={"steps": 1}), CheckpointPaths()
     )
     assert equality.met
+    assert limit.value is not None
+    assert limit.peer_value is not None
+    assert 0 < limit.value < limit.peer_value
+
+
+def test_a_picture_of_twice_the_steps_is_counted_as_twice_the_work(sd15: CheckpointPaths) -> None:
+    made = Engine.open(sd15)
+    request = GenerationRequest("a red fox", seed=1, width_px=64, height_px=64, scheduler="ddim", steps=2)
+    text, once, twice = (
+        generating.counted_tflop(made, [replace(request, guidance=guidance, steps=steps)] * 2)
+        for guidance, steps in ((1.0, 2), (4.0, 2), (4.0, 4))
+    )
+    assert twice == pytest.approx(2 * once, rel=0.1)
+    assert text == pytest.approx(once / 2, rel=0.1)
 
 
 def test_a_row_whose_pictures_differ_is_missed(sd15: CheckpointPaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +120,16 @@ def test_a_row_whose_pictures_differ_is_missed(sd15: CheckpointPaths, monkeypatc
 def test_pictures_that_are_no_numbers_are_never_equal() -> None:
     nan = [np.full((4, 2, 2), np.nan, np.float32)]
     assert generating.difference(nan, nan, "cpu") == float("inf")
+
+
+def test_a_difference_of_large_latents_is_one_of_their_size() -> None:
+    def of(size: float, error: float, device: str) -> float:
+        one = np.full((4, 2, 2), size)
+        return generating.difference([one + error], [one], device)
+
+    assert of(2.0, 2e-4, "cpu") == pytest.approx(2e-4)
+    assert of(60.0, 6e-4, "cpu") == pytest.approx(1e-4)
+    assert of(60.0, 6e-4, "cuda") == pytest.approx(1e-5)
 
 
 def test_half_precision_is_checked_in_single(sd15: CheckpointPaths) -> None:
@@ -141,6 +170,17 @@ def test_embeddings_are_those_of_transformers(tmp_path: Path) -> None:
     assert min(told.ours, told.one_by_one, told.best) > 0
     wrong = replace(told, ours=1000 * told.one_by_one, error=1e-3)
     assert [row.met for row in embedding.rows(plan, wrong, times=4.0, of_best=0.0)] == [False, False, False]
+
+
+def test_a_peak_is_the_process_s_own_and_not_that_of_who_started_it() -> None:
+    held = np.ones(400 << 20, np.uint8)
+    done = subprocess.run(
+        [sys.executable, "-c", "from benchmarks.peak import peak_mib; print(peak_mib()); held = b'x' * (100 << 20); print(peak_mib())"],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    before, after = map(float, done.stdout.split())
+    assert peak_mib() > held.nbytes >> 20 > 4 * before
+    assert after - before >= 90
 
 
 def test_a_library_is_ingested_in_a_process_of_its_own(tmp_path: Path) -> None:
