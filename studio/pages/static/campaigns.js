@@ -1,25 +1,23 @@
 // Campaigns: starting or scheduling one from a brief, pausing and ending what runs by the calendar.
-import { ask, say, told } from "./page.js";
+import { ask, onceSent, say, told } from "./page.js";
 
 const form = document.querySelector("[data-brief-form]"), schedule = document.querySelector("[data-schedule]");
 
 const keys = {}; // of what was asked for last: sent twice it starts once
-let asking = false; // pressed twice it is sent, and gone on from, once
-addEventListener("pageshow", () => (asking = false)); // also where somebody comes back to it
 form?.addEventListener("input", () => Object.keys(keys).forEach((name) => delete keys[name]));
-form?.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  if (asking) return;
-  asking = true;
+onceSent(form, async (event) => {
   const when = event.submitter?.value ?? "now", mistakes = form.querySelector("[data-mistakes]");
   const body = { brief: form.elements.brief.value, reason: form.elements.reason.value.trim() };
   const address = when === "now" ? "/v1/campaigns" : "/v1/schedules";
   const answer = await ask("POST", address, body, { "Idempotency-Key": (keys[when] ??= crypto.randomUUID()) });
-  if (answer.ok) return location.assign(when === "now" ? `/runs/${answer.body.id}` : `/schedules/${answer.body.id}`);
-  asking = false;
+  if (answer.ok) {
+    location.assign(when === "now" ? `/runs/${answer.body.id}` : `/schedules/${answer.body.id}`);
+    return true;
+  }
   mistakes.textContent = answer.body.problems?.map((p) => (p.line ? `Line ${p.line}: ${p.says}` : p.says)).join("\n") ?? told(answer.body);
   mistakes.hidden = false;
   mistakes.scrollIntoView({ block: "nearest" });
+  return false;
 });
 
 for (const button of schedule?.querySelectorAll("[data-change]") ?? [])

@@ -27,6 +27,18 @@ export async function ask(method, address, body, headers = {}, { keepalive = fal
   }
 }
 
+/** `act` when the form is sent; sent again meanwhile, or once `act` gave true for going on to another page, it does nothing. */
+export function onceSent(form, act) {
+  let asking = false;
+  addEventListener("pageshow", () => (asking = false)); // also where somebody comes back to it
+  form?.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (asking) return;
+    asking = true;
+    asking = await act(event);
+  });
+}
+
 const SAID_MS = 6000;
 let quiet = 0;
 /** Say it to eyes and screen readers; what comes with something to do, {name, act}, stays until it is done or dismissed. */

@@ -1,5 +1,5 @@
 // Character sheets: asking for one.
-import { ask, say, told } from "./page.js";
+import { ask, onceSent, say, told } from "./page.js";
 
 const form = document.querySelector("[data-sheet-form]");
 
@@ -17,15 +17,10 @@ function wanted() {
 }
 
 let key; // of what was asked for last: sent twice it makes one sheet
-let asking = false; // pressed twice it is sent, and gone on from, once
-addEventListener("pageshow", () => (asking = false)); // also where somebody comes back to it
 form?.addEventListener("input", () => (key = undefined));
-form?.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  if (asking) return;
-  asking = true;
+onceSent(form, async () => {
   const answer = await ask("POST", "/v1/character-sheets", wanted(), { "Idempotency-Key": (key ??= crypto.randomUUID()) });
-  if (answer.ok) return location.assign(`/runs/${answer.body.id}`);
-  asking = false;
-  say(told(answer.body));
+  if (answer.ok) location.assign(`/runs/${answer.body.id}`);
+  else say(told(answer.body));
+  return answer.ok;
 });
