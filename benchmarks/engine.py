@@ -3,8 +3,8 @@
     python -m benchmarks.engine [--rows studio,sd15,…] [--rounds N] [--folder FOLDER]
 
 Rows: studio (the embedded model, 64 mixed requests), sd15 (the size of Stable Diffusion 1.5, on the CPU), sd15-gpu and
-sdxl-gpu (where torch sees a GPU, else told as not measured), encoder (embedding references), memory (a library that
-grows). Ours and the peer's are measured in turn; a row counts only where both made the same.
+sdxl-gpu (where torch sees a GPU, else told as not measured), convolutions (of a CPU, one by one), encoder (embedding
+references), memory (a library that grows). Ours and the peer's are measured in turn; a row counts only where both made the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import diffusers
 import torch
 import transformers
 
-from benchmarks import embedding, generating, random_checkpoints
+from benchmarks import convolutions, embedding, generating, random_checkpoints
 from benchmarks.embedding import OF_BEST, TIMES, Embedding
 from benchmarks.generating import TFLOP_AN_IMAGE, Generating
 from benchmarks.rows import Row, tell
@@ -89,6 +89,10 @@ def _on_a_gpu(plan: Generating, folder: Path, write: Callable[[Path], Checkpoint
     return generating.measured(plan, _written(folder, write))
 
 
+def _convolutions(folder: Path, rounds: int | None) -> Iterator[Row]:
+    return convolutions.measured(rounds or 5)
+
+
 def _encoder(folder: Path, rounds: int | None) -> Iterator[Row]:
     """Four times one at a time is asked of the small encoder, nine tenths of its best of the large one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,6 +130,7 @@ ROWS: dict[str, Callable[[Path, int | None], Iterator[Row]]] = {
     "sd15": _sd15,
     "sd15-gpu": _sd15_gpu,
     "sdxl-gpu": _sdxl_gpu,
+    "convolutions": _convolutions,
     "encoder": _encoder,
     "memory": _memory,
 }

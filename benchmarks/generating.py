@@ -98,7 +98,7 @@ def beside_the_limit(plan: Generating, ours_s: Sequence[float]) -> Row:
 
 
 def counted_tflop(engine: Engine, requests: Sequence[GenerationRequest]) -> float:
-    """TFLOP a picture of these, that of convolutions and matrix products of all but the decoding, which has a thread of its own."""
+    """TFLOP a picture of these: convolutions and matrix products, on a GPU without the decoding, which has a thread of its own."""
     with FlopCounterMode(display=False) as counter:
         engine.generate(requests)
     return float(counter.get_total_flops()) / len(requests) / 1e12

@@ -1,7 +1,7 @@
 """How the models are run on the machine at hand; pictures stay the same but for rounding.
 
-Everything here is torch's and diffusers': compiled transformer blocks, convolutions with channels last, a choice of
-attention kernels, and parts that leave the GPU while they have nothing to do.
+torch's and diffusers' means (compiled transformer blocks, convolutions with channels last, a choice of attention kernels,
+parts that leave the GPU while they have nothing to do), and convolutions of our own for CPUs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 
 from ipadapter_engine.attention import DecoupledAttention
 from ipadapter_engine.errors import CheckpointRefused
+from ipadapter_engine.winograd import put_winograd, take_winograd
 
 if TYPE_CHECKING:
     from ipadapter_engine.checkpoints import Checkpoint
@@ -31,6 +32,7 @@ class Acceleration:
     offload: only the part that is at work lies on the GPU: for cards that hold the UNet and not all beside it. The first
         stage then decodes after a batch, not beside the next.
     channels_last: the memory layout of convolutions, quicker on GPUs and, from a few rows on, on CPUs.
+    winograd: convolutions of 3 × 3 with a quarter of the products, on x86 CPUs in float32 (`winograd`).
     backend: what compiles, by torch's name of it.
     """
 
@@ -38,6 +40,7 @@ class Acceleration:
     attention: Kernel = "auto"
     offload: bool = False
     channels_last: bool = True
+    winograd: bool = True
     backend: str = "inductor"
 
     def __post_init__(self) -> None:
@@ -61,10 +64,11 @@ class Acceleration:
         # torch holds this for the whole process: threads beside this one (decoding, the encoder) need one that always can
         return sdpa_kernel([getattr(SDPBackend, names[self.attention]), SDPBackend.MATH], set_priority=True)
 
-    def apply(self, checkpoint: Checkpoint) -> tuple[nn.Module, ...]:
-        """Prepare the models of an open checkpoint in which our attention is installed; gives those whose layout it changed."""
+    def apply(self, checkpoint: Checkpoint) -> Changed:
+        """Prepare the models of an open checkpoint in which our attention is installed."""
         parts = (checkpoint.unet, checkpoint.vae, *(net.model for net in checkpoint.controls.values()))
         laid_out = put_channels_last(*parts) if self.channels_last else ()
+        quick = put_winograd(*parts) if self.winograd and checkpoint.device.type == "cpu" else ()
         if self.compiled:
             for processor in checkpoint.unet.attn_processors.values():
                 if isinstance(
@@ -72,7 +76,19 @@ class Acceleration:
                 ):  # what it keeps between steps is no business of the compiler
                     processor.attend = torch.compiler.disable(processor.attend)
             checkpoint.unet.compile_repeated_blocks(backend=self.backend)
-        return laid_out
+        return Changed(laid_out, quick)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What was changed in the models of a checkpoint that others may go on with: parts' layout, and convolutions' way."""
+
+    laid_out: tuple[nn.Module, ...]
+    quick: tuple[nn.Conv2d, ...]
+
+    def undo(self) -> None:
+        put_channels_first(self.laid_out)
+        take_winograd(self.quick)
 
 
 def put_channels_last(*parts: nn.Module) -> tuple[nn.Module, ...]:

@@ -1,4 +1,4 @@
-"""From latents to pixels: by the first stage, beside the next batch."""
+"""From latents to pixels: by the first stage, on a GPU beside the next batch."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipadapter_engine import registry
-from ipadapter_engine.acceleration import Acceleration, Residence, put_channels_first
+from ipadapter_engine.acceleration import Acceleration, Residence
 from ipadapter_engine.attention import Installed
 from ipadapter_engine.batching import grouped, key_of
 from ipadapter_engine.characters import Characters
@@ -56,7 +56,7 @@ class Engine:
         self._taken: set[tuple[str, int]] = set()  # schedulers and steps that were found to go together
         self._memory = MemoryBudget(checkpoint.device)
         self._decoder = Decoder(checkpoint, self._residence)
-        self._laid_out = acceleration.apply(checkpoint)
+        self._changed = acceleration.apply(checkpoint)
 
     @classmethod
     def open(
@@ -184,7 +184,7 @@ class Engine:
         groups = grouped(requests, self.family, self.checkpoint.multiple_px, self._characters.adapters)
         self._check(requests, groups)
         made: dict[int, GeneratedImage] = {}
-        with self._lock, DecodingBeside(self._decoder.pictures, beside=not self.acceleration.offload) as decoding:
+        with self._lock, DecodingBeside(self._decoder.pictures, beside=self._decodes_beside) as decoding:
             try:
                 for rows in groups.values():
                     for lora in requests[rows[0]].heard_loras:
@@ -206,6 +206,11 @@ class Engine:
             finally:
                 self._characters.trim()
         return [made[i] for i in range(len(requests))]
+
+    @property
+    def _decodes_beside(self) -> bool:
+        """Not on a CPU: two batches on the same cores wait for each other at every step, longer than decoding takes."""
+        return not self.acceleration.offload and self.checkpoint.device.type != "cpu"
 
     def _check(self, requests: Sequence[GenerationRequest], groups: Mapping[BatchKey, list[int]]) -> None:
         """Raises RequestRefused for what cannot be made, before anything is."""
@@ -242,7 +247,7 @@ class Engine:
         for installed in (self._installed, *self._in_controls.values()):
             installed.eject()
         self.checkpoint.words.eject()
-        put_channels_first(self._laid_out)
+        self._changed.undo()
 
     # ------------------------------------------------------------------ one batch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -84,3 +85,26 @@ def test_an_offloaded_unet_and_first_stage_are_never_on_the_device_together(
 def test_a_kernel_that_there_is_not_is_refused() -> None:
     with pytest.raises(CheckpointRefused, match="no attention kernel 'quick'"):
         Acceleration(attention="quick")  # type: ignore[arg-type]
+
+
+def test_on_a_cpu_decoding_takes_no_cores_from_the_next_batch(
+    opened: Callable[[Acceleration], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(Acceleration())
+    at_work: list[str] = []
+    decode, forward = engine.checkpoint.vae.decode, engine.checkpoint.unet.forward
+
+    def decoded(*given: object, **named: object) -> object:
+        at_work.append(f"decoding in {threading.current_thread().name}")
+        return decode(*given, **named)
+
+    def denoised(*given: object, **named: object) -> object:
+        if not at_work or at_work[-1] != "denoising":
+            at_work.append("denoising")
+        return forward(*given, **named)
+
+    monkeypatch.setattr(engine.checkpoint.vae, "decode", decoded)
+    monkeypatch.setattr(engine.checkpoint.unet, "forward", denoised)
+    engine.generate(asked(engine)[:2], max_batch=1)
+    here = f"decoding in {threading.current_thread().name}"
+    assert at_work == ["denoising", here, "denoising", here]

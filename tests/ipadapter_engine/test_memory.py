@@ -147,7 +147,7 @@ def test_every_allocators_words_are_understood(error: Exception) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is kept by Linux alone")
 def test_a_real_shortage_halves_the_batch_and_leaves_no_memory_behind(tmp_path: Path) -> None:
-    """A process that may address 512 MiB more than it does makes rows of 100 MiB each."""
+    """A process that may address 700 MiB more than it does makes rows of 100 MiB each."""
     script = tmp_path / "rows.py"
     script.write_text(
         textwrap.dedent("""
@@ -158,7 +158,7 @@ def test_a_real_shortage_halves_the_batch_and_leaves_no_memory_behind(tmp_path: 
 
         MIB = 1 << 20
         torch.ones(8).sum()
-        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 512 * MIB,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 700 * MIB,) * 2)
         tried = []
 
         def make(rows):
@@ -170,7 +170,7 @@ def test_a_real_shortage_halves_the_batch_and_leaves_no_memory_behind(tmp_path: 
         assert in_batches([100] * 16, make, budget) == [1] * 16
         print(*tried)
         try:
-            in_batches([600], make, budget)
+            in_batches([900], make, budget)
         except GenerationFailed as error:
             print(error.message)
         """)
