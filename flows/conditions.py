@@ -136,6 +136,29 @@ def find_named(session: Session, among: Select[Reference], key: str, *, removed:
     return next(iter([*active, *others]), None)
 
 
+def find_all_named(
+    session: Session,
+    among: Select[Reference],
+    items: Sequence[str | NamedReference],
+    on: date,
+    *,
+    called: str,
+    next_step: str,
+) -> list[tuple[Reference, NamedReference]]:
+    """Each reference that a brief names, among those of a question, with what the brief says of it.
+
+    called: what an error calls one. Raises NotFound with the next step, Ambiguous, and RightsRefused for that day.
+    """
+    pairs = []
+    for entry in map(NamedReference.of, items):
+        row = find_named(session, among, entry.file)
+        if row is None:
+            raise NotFound(f"{called} called", entry.file, next_step)
+        pairs.append((row, entry))
+    check_rights((row for row, _ in pairs), on)
+    return pairs
+
+
 def check_rights(rows: Iterable[Reference], on: date) -> None:
     """RightsRefused, naming each reference that may not be used on that day."""
     problems = [p for row in rows if (p := licences.problem_of(row, on)) is not None]
@@ -296,16 +319,11 @@ class ConditionFinder:
             raise RequestRefused(
                 "no style adapter is loaded", "load a base that ships one, or leave style_references out"
             )
-        among = select(Reference).join(Library).where(Library.brand_id == self.brand.id)
-        pairs = []
-        for item in named:
-            entry = NamedReference.of(item)
-            row = find_named(self.session, among.where(Reference.role == ReferenceRole.STYLE), entry.file)
-            if row is None:
-                raise NotFound("style reference called", entry.file, "Name a file whose role in library.yaml is style.")
-            pairs.append((row, entry))
-        check_rights((row for row, _ in pairs), self.today)
-        return pairs
+        of_brand = select(Reference).join(Library).where(Library.brand_id == self.brand.id)
+        return find_all_named(
+            self.session, of_brand.where(Reference.role == ReferenceRole.STYLE), named, self.today,
+            called="style reference", next_step="Name a file whose role in library.yaml is style.",
+        )  # fmt: skip
 
 
 def pixels_of(data: bytes) -> np.ndarray:

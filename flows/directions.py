@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 from sqlalchemy import select
 
-from asset_store.errors import NotFound
 from asset_store.pictures import open_picture, pixel_sha256, to_png
 from asset_store.tables import Library, Reference
 from flows.brief import Making
 from flows.brief_parts import NamedLora, NamedReference, Region, Source, Style
-from flows.conditions import ConditionFinder, ControlReader, check_rights, find_named
+from flows.conditions import ConditionFinder, ControlReader, find_all_named
 from flows.recipe_keys import DIRECTED, heard
 from flows.recipe_words import told_of_adapter, told_of_lora, told_of_region, told_of_source
 from flows.recipes import BY_MASK, BY_SOURCE, STYLE, models_of, reference_entry
@@ -273,19 +272,12 @@ class DirectionFinder:
         return [] if row is None else [reference_entry(row, 0.0, part=part)]
 
     def _negative(self, named: Sequence[str | NamedReference]) -> list[tuple[Reference, NamedReference]]:
-        among = select(Reference).join(Library).where(Library.brand_id == self.finder.brand.id)
-        pairs = []
-        for item in named:
-            entry = NamedReference.of(item)
-            row = find_named(self.finder.session, among, entry.file)
-            if row is None:
-                raise NotFound(
-                    "negative reference called", entry.file,
-                    f"Name a file of a library of {self.finder.brand.name}, or ingest again.",
-                )  # fmt: skip
-            pairs.append((row, entry))
-        check_rights((row for row, _ in pairs), self.finder.today)
-        return pairs
+        brand = self.finder.brand
+        return find_all_named(
+            self.finder.session, select(Reference).join(Library).where(Library.brand_id == brand.id), named,
+            self.finder.today, called="negative reference",
+            next_step=f"Name a file of a library of {brand.name}, or ingest again.",
+        )  # fmt: skip
 
 
 def _regions(making: Making) -> tuple[Region, ...]:

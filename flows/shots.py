@@ -12,13 +12,12 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from asset_store.errors import NotFound
 from asset_store.tables import Character, Reference
 from flows import recipes
 from flows.brief import DEFAULT_VARIANTS, Brief, Making, Shot
-from flows.brief_parts import NamedReference, References
+from flows.brief_parts import References
 from flows.choosing import CharacterReferences
-from flows.conditions import check_rights, find_named
+from flows.conditions import find_all_named
 
 DEFAULT_CHOICE = 1
 
@@ -100,16 +99,10 @@ def named(session: Session, voice: Voice, character: Character, today: date) -> 
     """Those that the brief names for one voice. Raises NotFound, Ambiguous, RightsRefused."""
     if voice.references == "choose":
         return Picked([], [])
-    pairs: list[tuple[Reference, NamedReference]] = []
-    for item in voice.references:
-        entry = NamedReference.of(item)
-        row = find_named(session, select(Reference).where(Reference.character_id == character.id), entry.file)
-        if row is None:
-            raise NotFound(
-                f"reference of {character.name} called", entry.file, "Name a file of its library, or ingest again."
-            )
-        pairs.append((row, entry))
-    check_rights((row for row, _ in pairs), today)
+    pairs = find_all_named(
+        session, select(Reference).where(Reference.character_id == character.id), voice.references, today,
+        called=f"reference of {character.name}", next_step="Name a file of its library, or ingest again.",
+    )  # fmt: skip
     return Picked(
         [recipes.reference_entry(row, entry.weight, tiled=entry.tiled) for row, entry in pairs],
         [f"{row.key}{' (in tiles)' if entry.tiled else ''}" for row, entry in pairs],

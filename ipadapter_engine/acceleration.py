@@ -16,7 +16,7 @@ from torch import nn
 
 from ipadapter_engine.attention import DecoupledAttention
 from ipadapter_engine.errors import CheckpointRefused
-from ipadapter_engine.winograd import put_winograd, take_winograd
+from ipadapter_engine.winograd import let_go, put_winograd, take_winograd
 
 if TYPE_CHECKING:
     from ipadapter_engine.checkpoints import Checkpoint
@@ -89,6 +89,7 @@ class Changed:
     def undo(self) -> None:
         put_channels_first(self.laid_out)
         take_winograd(self.quick)
+        let_go()
 
 
 def put_channels_last(*parts: nn.Module) -> tuple[nn.Module, ...]:

@@ -18,6 +18,7 @@ from typing import TypeVar
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from ipadapter_engine import winograd
 from ipadapter_engine.errors import GenerationFailed
 
 Row = TypeVar("Row")
@@ -162,6 +163,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _give_back(device: torch.device) -> None:
     """Hand what nobody holds any more to whoever asks next."""
+    winograd.let_go()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

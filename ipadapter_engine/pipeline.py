@@ -244,10 +244,10 @@ class Engine:
     def close(self) -> None:
         """Take our attention out of the UNet and the ControlNets, and taught words out of the text encoders: they are then
         as they were opened. A ControlNet stays without the embedding of its pictures, which `open_control_net` took out."""
+        self._changed.undo()
         for installed in (self._installed, *self._in_controls.values()):
             installed.eject()
         self.checkpoint.words.eject()
-        self._changed.undo()
 
     # ------------------------------------------------------------------ one batch
 

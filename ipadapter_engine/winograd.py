@@ -4,7 +4,7 @@ A tile of 6 × 6 of the picture and a kernel are each transformed so that convol
 channels and tiles that is 36 matrix products in place of 9 · 16, and the 4 × 4 of the tile's middle come back from them
 (Lavin and Gray, 2015, arXiv:1509.09308). On x86 torch's own convolutions do without, in float32 as well.
 
-Weights are transformed anew on every call, a block of them at a time: nothing is kept of them, so a LoRA that is merged and a
+Weights are transformed anew on every call, by blocks where they are many: nothing is kept of them, so a LoRA that is merged and a
 hash that is taken meet the weights there are. What is worked on at once fits into the processor's caches.
 """
 
@@ -30,18 +30,23 @@ TILE_BYTES, WEIGHT_BYTES = 32 << 20, 16 << 20  # of what is transformed at once,
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A convolution that takes the way with fewer products where it is quicker and nobody asks for gradients."""
+    """A convolution that takes the way with fewer products where that is quicker and nobody asks for gradients.
+
+    What is made of its type, as peft makes a LoRA's layers, may be of any shape, and is torch's own then.
+    """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        height, width = input.shape[-2:]
-        tiles = input.numel() // input.shape[-3] // TILE**2
+        given = [input, weight] if bias is None else [input, weight, bias]
         quick = (
-            input.dtype == weight.dtype == torch.float32
-            and input.device.type == "cpu"
+            _gains(self)
+            and all(type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 for x in given)
+            and all(x.device.type == "cpu" for x in given)
             and input.dim() == 4
-            and height % TILE == width % TILE == 0
-            and tiles * sum(weight.shape[:2]) >= LEAST_NUMBERS
-            and not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+            and input.shape[1] == self.in_channels
+            and input.shape[2] % TILE == input.shape[3] % TILE == 0
+            and input.numel() // self.in_channels // TILE**2 * sum(weight.shape[:2]) >= LEAST_NUMBERS
+            and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
+            and not torch.is_autocast_enabled("cpu")
         )
         return convolved(input, weight, bias) if quick else super()._conv_forward(input, weight, bias)
 
@@ -49,7 +54,7 @@ class WinogradConv2d(nn.Conv2d):
 def put_winograd(*parts: nn.Module) -> tuple[nn.Conv2d, ...]:
     """Let the convolutions that gain by it take the way with fewer products; gives those that did not before.
 
-    On other processors than x86 none does: on ARM oneDNN has this way itself.
+    Measured on x86, and taken there alone: other processors' libraries convolve in other ways.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ()
@@ -62,7 +67,8 @@ def put_winograd(*parts: nn.Module) -> tuple[nn.Conv2d, ...]:
 def take_winograd(layers: tuple[nn.Conv2d, ...]) -> None:
     """Make them torch's own again."""
     for layer in layers:
-        layer.__class__ = nn.Conv2d
+        if type(layer) is WinogradConv2d:
+            layer.__class__ = nn.Conv2d
 
 
 def _gains(layer: nn.Conv2d) -> bool:
@@ -111,8 +117,8 @@ def _parts(rows: int, height: int, width: int, channels: int) -> list[tuple[int,
 
 
 def _blocks(count: int, most: int) -> list[tuple[int, int]]:
-    """(begin, end) of blocks of nearly one size, which is a multiple of 32 for the products' sake."""
-    number = -(-count // max(32, most))
+    """(begin, end) of blocks of nearly one size, which is a multiple of 32 for the products' sake, and at least that."""
+    number = -(-count // max(32, most // 32 * 32))
     size = -(-count // (32 * number)) * 32
     return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
@@ -225,5 +231,10 @@ def _workspace(name: str, *shape: int) -> Tensor:
     kept = _KEPT.by_name.get(name)
     if kept is None or kept.numel() < count:
         with torch.inference_mode(False):  # else none but inference may write to it
-            kept = _KEPT.by_name[name] = torch.empty(count, dtype=torch.float32)
+            kept = _KEPT.by_name[name] = torch.empty(count, dtype=torch.float32, device="cpu")
     return kept[:count].view(shape)
+
+
+def let_go() -> None:
+    """Give back the memory that this thread's convolutions worked in."""
+    _KEPT.by_name.clear()

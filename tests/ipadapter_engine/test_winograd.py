@@ -6,6 +6,7 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from ipadapter_engine.winograd import WinogradConv2d, convolved, put_winograd, t
 from tests.ipadapter_engine.conftest import picture
 
 pytestmark = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64"), reason="torch has Winograd's way itself on other processors"
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="measured and taken on x86 alone"
 )
 
 
@@ -63,20 +64,27 @@ def test_it_takes_any_layout_and_no_bias() -> None:
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_row_is_the_same_in_any_batch() -> None:
+def test_a_row_is_the_same_in_any_batch_but_for_rounding() -> None:
     picture, weights, bias = drawn(20, 128, 128, 16, 16)
     alone = torch.cat([convolved(picture[i : i + 1], weights, bias) for i in range(20)])
     assert float((convolved(picture, weights, bias) - alone).abs().max()) <= 1e-5
 
 
-def test_what_it_works_in_is_each_thread_s_own_and_open_to_all_modes() -> None:
+def test_what_it_works_in_is_each_thread_s_own() -> None:
     given = [drawn(4, 64, 64, 16, 16 + 4 * i) for i in range(2)]
-    with torch.inference_mode():
-        alone = [convolved(*of) for of in given]
+    alone = [convolved(*of) for of in given]
     with ThreadPoolExecutor(2) as threads:
         for _ in range(20):
             for made, expected in zip(threads.map(lambda of: convolved(*of), given), alone, strict=True):
                 assert torch.equal(made, expected)
+
+
+def test_what_inference_worked_in_is_open_to_others_afterwards() -> None:
+    given = drawn(4, 64, 64, 16, 16)
+    winograd.let_go()
+    with torch.inference_mode():
+        expected = convolved(*given)
+    assert torch.equal(convolved(*given), expected)
 
 
 def layer(channels: int = 128, out: int = 128, **how: object) -> nn.Conv2d:
@@ -103,9 +111,7 @@ def test_other_convolutions_are_left_as_they_are(left: nn.Conv2d) -> None:
 
 
 @pytest.mark.parametrize(("machine", "changed"), [("x86_64", 1), ("AMD64", 1), ("aarch64", 0), ("arm64", 0)])
-def test_processors_whose_library_has_it_itself_are_left_to_it(
-    machine: str, changed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_taken_on_x86_alone(machine: str, changed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert len(put_winograd(nn.Sequential(layer()))) == changed
 
@@ -145,6 +151,39 @@ def test_gradients_are_torch_s(calls: list[int]) -> None:
     assert torch.equal(given[0].grad, given[1].grad)  # type: ignore[arg-type]
     assert torch.equal(plain.weight.grad, quick.weight.grad)  # type: ignore[arg-type]
     assert calls == []
+
+
+def test_a_bias_alone_gets_its_gradient() -> None:
+    quick = layer()
+    put_winograd(nn.Sequential(quick))
+    quick.weight.requires_grad_(False)
+    quick(torch.zeros(8, 128, 16, 16)).sum().backward()
+    assert quick.bias is not None
+    assert torch.equal(quick.bias.grad, torch.full((128,), 8 * 256.0))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "out", "side"), [(4, 128, 1), (128, 4, 3), (128, 128, 1)])
+def test_a_layer_that_is_made_of_its_type_is_torch_s_own(channels: int, out: int, side: int) -> None:
+    """peft makes a LoRA's layers of the type of the layer that it wraps."""
+    torch.manual_seed(0)
+    made, x = WinogradConv2d(channels, out, side, padding=side // 2), torch.randn(32, channels, 16, 16)
+    assert torch.equal(made(x), nn.functional.conv2d(x, made.weight, made.bias, padding=side // 2))
+
+
+def test_a_lora_of_convolutions_is_heard_as_without(calls: list[int]) -> None:
+    made = []
+    for quick in (True, False):
+        torch.manual_seed(0)
+        part = nn.Sequential(layer())
+        if quick:
+            put_winograd(part)
+        wrapped = peft.get_peft_model(part, peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=False))
+        with torch.no_grad():
+            made.append(wrapped(torch.randn(16, 128, 16, 16, generator=torch.Generator().manual_seed(2))))
+        assert bool(calls) is quick
+        calls.clear()
+    assert float((made[0] - made[1]).abs().max()) <= 1e-4
 
 
 @torch.no_grad()
