@@ -68,7 +68,7 @@ def take_winograd(layers: tuple[nn.Conv2d, ...]) -> None:
     """Make them torch's own again."""
     for layer in layers:
         if type(layer) is WinogradConv2d:
-            layer.__class__ = nn.Conv2d
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]
 
 
 def _gains(layer: nn.Conv2d) -> bool:
