@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, seconds
 from ipadapter_engine.winograd import convolved
 
 # (whose layer, rows, channels, out, side): rows are pictures of a batch, twice with guidance
@@ -37,8 +36,8 @@ def measured(rounds: int, layers: Sequence[tuple[str, int, int, int, int]] = LAY
         with torch.inference_mode():
             exact = nn.functional.conv2d(picture.double(), weights.double(), bias.double(), padding=1)
             ours, torchs = (float((way() - exact).square().mean().sqrt()) for way in ways)
-            took = [[_seconds(way) for way in ways] for _ in range(rounds)]
-        our_rate, torchs_rate = (1 / statistics.median(seconds) for seconds in zip(*took, strict=True))
+            took = [[seconds(way) for way in ways] for _ in range(rounds)]
+        our_rate, torchs_rate = (1 / statistics.median(one) for one in zip(*took, strict=True))
         yield Row(name, our_rate, "1/s", "", True, PEER, torchs_rate)
         yield Row(f"{name}, error", ours, "of a spread of 1", "", True, PEER, torchs)
 
@@ -49,9 +48,3 @@ def _drawn(rows: int, channels: int, out: int, side: int) -> tuple[Tensor, Tenso
     picture = torch.randn(rows, channels, side, side, generator=noise)
     bias = torch.randn(out, generator=noise)
     return picture.to(memory_format=torch.channels_last), weights.to(memory_format=torch.channels_last), bias
-
-
-def _seconds(make: Callable[[], Tensor]) -> float:
-    began = time.perf_counter()
-    make()
-    return time.perf_counter() - began

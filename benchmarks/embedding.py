@@ -11,7 +11,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers import CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from benchmarks.random_checkpoints import VIT_B, write_encoder
-from benchmarks.rows import Row, at_most, faster, grows
+from benchmarks.rows import Row, at_most, faster, grows, seconds
 from flows.settings import IngestSettings
 from ipadapter_engine.checkpoints import EMBEDDED
 from ipadapter_engine.encoder import ImageEncoder
@@ -71,12 +70,12 @@ def measured(plan: Embedding, encoder: ImageEncoder, folder: Path, pictures: Seq
     sizes = [s for s in SIZES if s <= len(prepared)] or [len(prepared)]
     ours()
     one_by_one(few[0])
-    best_size = min(sizes, key=lambda s: _seconds(lambda: _encoded(encoder, prepared, s)))
+    best_size = min(sizes, key=lambda s: seconds(lambda: _encoded(encoder, prepared, s)))
     ours_s, ones_s, bests_s = [], [], []
     for _ in range(plan.rounds):
-        ours_s.append(_seconds(ours) / len(pictures))
-        ones_s.append(_seconds(lambda: [one_by_one(p) for p in few]) / len(few))
-        bests_s.append(_seconds(lambda: _encoded(encoder, prepared, best_size)) / len(prepared))
+        ours_s.append(seconds(ours) / len(pictures))
+        ones_s.append(seconds(lambda: [one_by_one(p) for p in few]) / len(few))
+        bests_s.append(seconds(lambda: _encoded(encoder, prepared, best_size)) / len(prepared))
     error = max(float(np.abs(a - one_by_one(p)).max()) for a, p in zip(ours(), few, strict=False))
     ours_rate, one_rate, best_rate = (1 / statistics.median(s) for s in (ours_s, ones_s, bests_s))
     return Measured(ours_rate, one_rate, best_rate, best_size, error)
@@ -137,12 +136,6 @@ def _opened(file: Path) -> Image.Image:
 def _encoded(encoder: ImageEncoder, prepared: Sequence[np.ndarray], size: int) -> None:
     for start in range(0, len(prepared), size):
         encoder.encode_prepared(prepared[start : start + size])
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 # ---------------------------------------------------------------------------- memory

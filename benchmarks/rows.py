@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,13 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that so large a share of them does not pass (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes; what it gives is let go."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def tell(row: Row) -> bool:

@@ -25,6 +25,7 @@ TILE, KERNEL = 4, 3  # what a tile gives in each direction, and a kernel's side
 WIDE = TILE + KERNEL - 1
 LEAST_CHANNELS = 128  # with fewer, transforming takes longer than products are saved
 LEAST_NUMBERS = 20_000  # tiles times channels, in and out: with fewer, so does calling torch's many small steps
+MACHINES = ("x86_64", "amd64")  # where it was measured
 TILES = 256  # at once, at most
 TILE_BYTES, WEIGHT_BYTES = 32 << 20, 16 << 20  # of what is transformed at once, at most
 
@@ -56,7 +57,7 @@ def put_winograd(*parts: nn.Module) -> tuple[nn.Conv2d, ...]:
 
     Measured on x86, and taken there alone: other processors' libraries convolve in other ways.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if platform.machine().lower() not in MACHINES:
         return ()
     changed = tuple(layer for part in parts for layer in part.modules() if type(layer) is nn.Conv2d and _gains(layer))
     for layer in changed:

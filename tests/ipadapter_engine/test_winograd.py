@@ -20,7 +20,7 @@ from ipadapter_engine.winograd import WinogradConv2d, convolved, put_winograd, t
 from tests.ipadapter_engine.conftest import picture
 
 pytestmark = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64"), reason="measured and taken on x86 alone"
+    platform.machine().lower() not in winograd.MACHINES, reason="measured and taken on x86 alone"
 )
 
 
